@@ -1,0 +1,92 @@
+"""lvskit: a pluggable Linux Virtual Server director in Python."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as _version
+
+from lvskit.core.connection import Connection
+from lvskit.core.director import Director
+from lvskit.core.icmp import Refusal, refuse
+from lvskit.core.packet import checksum
+from lvskit.core.service import (
+    RealServer,
+    ServerSettings,
+    ServiceKey,
+    ServiceSettings,
+    VirtualService,
+)
+from lvskit.errors import ConfigError, LvskitError, PluginError, UnknownPlugin
+from lvskit.hookspecs import hookimpl
+from lvskit.interfaces import (
+    ConnectionObserver,
+    Datapath,
+    DatapathSpec,
+    Forwarder,
+    ForwarderSpec,
+    Scheduler,
+    SchedulerBase,
+    SchedulerSpec,
+    Traits,
+)
+from lvskit.plugins import load_plugins
+from lvskit.types import (
+    DELIVER,
+    NOT_OURS,
+    TCP,
+    UDP,
+    Counters,
+    Deliver,
+    Drop,
+    Flow,
+    NotOurs,
+    Reason,
+    Reply,
+    Route,
+    Transmit,
+    Verdict,
+)
+
+__version__ = _version("lvskit")
+
+__all__ = [
+    "DELIVER",
+    "NOT_OURS",
+    "TCP",
+    "UDP",
+    "ConfigError",
+    "Connection",
+    "ConnectionObserver",
+    "Counters",
+    "Datapath",
+    "DatapathSpec",
+    "Deliver",
+    "Director",
+    "Drop",
+    "Flow",
+    "Forwarder",
+    "ForwarderSpec",
+    "LvskitError",
+    "NotOurs",
+    "PluginError",
+    "RealServer",
+    "Reason",
+    "Refusal",
+    "Reply",
+    "Route",
+    "Scheduler",
+    "SchedulerBase",
+    "SchedulerSpec",
+    "ServerSettings",
+    "ServiceKey",
+    "ServiceSettings",
+    "Traits",
+    "Transmit",
+    "UnknownPlugin",
+    "Verdict",
+    "VirtualService",
+    "__version__",
+    "checksum",
+    "hookimpl",
+    "load_plugins",
+    "refuse",
+]

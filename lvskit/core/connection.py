@@ -1,0 +1,124 @@
+"""Connections and the hash table that remembers them.
+
+The table is keyed by the bytes of a packet that name its flow (addresses and ports, 12 bytes for
+IPv4 and 36 for IPv6), one dictionary per protocol, so that a packet's look-up is one slice and
+one hash. Source: Linux net/netfilter/ipvs/ip_vs_conn.c, by behaviour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from lvskit.core import states
+from lvskit.core.service import RealServer, Transmitter
+from lvskit.types import IP, TCP, UDP, Flow
+
+if TYPE_CHECKING:
+    from lvskit.core.persistence import Template
+
+
+class Connection:
+    """One connection: where its packets go, its state, and when it ends.
+
+    Attributes:
+        protocol: `TCP` or `UDP`.
+        key: the flow as it lies in a packet; see `Flow.key`.
+        server: the real server chosen for it.
+        dport: the real server's port.
+        transmit: the forwarder's bound method.
+        template: the persistence template that it hangs on, or None.
+        state: index into `states.NAMES`; always 0 for UDP.
+        active: counted in the server's `activeconns`, else in `inactconns`.
+        two_way: a server's packet has been seen here, so both directions drive the state.
+        deadline: when it ends unless a packet comes.
+        slot: for the timer wheel.
+    """
+
+    __slots__ = (
+        "active",
+        "deadline",
+        "dport",
+        "key",
+        "protocol",
+        "server",
+        "slot",
+        "state",
+        "template",
+        "transmit",
+        "two_way",
+    )
+
+    def __init__(self, protocol: int, key: bytes, server: RealServer, dport: int) -> None:
+        self.protocol = protocol
+        self.key = key
+        self.server = server
+        self.dport = dport
+        self.transmit: Transmitter = server.transmit
+        self.template: Template | None = None
+        self.state = states.NONE
+        self.active = False
+        self.two_way = False
+        self.deadline = 0.0
+        self.slot: object = None
+
+    @property
+    def flow(self) -> Flow:
+        """Client and virtual address and port."""
+        return unpack(self.protocol, self.key)
+
+    @property
+    def state_name(self) -> str:
+        """The state as listings name it."""
+        return states.NAMES[self.state] if self.protocol == TCP else states.UDP_NAME
+
+
+def unpack(protocol: int, key: bytes) -> Flow:
+    """Return the flow that `key` stands for; the inverse of `Flow.key`."""
+    size = (len(key) - 4) // 2
+    cport, vport = key[-4] << 8 | key[-3], key[-2] << 8 | key[-1]
+    return Flow(protocol, key[:size], cport, key[size : 2 * size], vport)
+
+
+class ConnectionTable:
+    """Connections and templates by key; bounded.
+
+    Attributes:
+        size: the most entries it holds, templates included.
+        tcp, udp: connections by key.
+        shed: half-open connections that gave way to new ones since the start.
+        refused: new connections that found no room since the start.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.tcp: dict[bytes, Connection] = {}
+        self.udp: dict[bytes, Connection] = {}
+        self.connections = {TCP: self.tcp, UDP: self.udp}
+        self.templates: dict[int, dict[bytes, Template]] = {IP: {}, TCP: {}, UDP: {}}
+        self.retired: set[Template] = set()  # invalid templates that wait for their end
+        self.half_open: dict[Connection, None] = {}  # an ordered set: the oldest is shed first
+        self.shed = 0
+        self.refused = 0
+
+    def __len__(self) -> int:
+        count = len(self.tcp) + len(self.udp) + len(self.retired)
+        return count + sum(map(len, self.templates.values()))
+
+    def __iter__(self) -> Iterator[Connection | Template]:
+        """Iterate over a snapshot of everything in the table."""
+        entries: list[Connection | Template] = [*self.tcp.values(), *self.udp.values()]
+        for templates in self.templates.values():
+            entries += templates.values()
+        return iter([*entries, *self.retired])
+
+    def add(self, connection: Connection) -> None:
+        """Enter `connection` under its key."""
+        self.connections[connection.protocol][connection.key] = connection
+
+    def remove(self, connection: Connection) -> None:
+        """Take `connection` out."""
+        table = self.connections[connection.protocol]
+        if table.get(connection.key) is connection:
+            del table[connection.key]
+        self.half_open.pop(connection, None)

@@ -1,0 +1,107 @@
+"""Persistence templates: a client network keeps its real server for a while.
+
+Source: Linux net/netfilter/ipvs/ip_vs_core.c (ip_vs_sched_persist) and ip_vs_conn.c
+(ip_vs_check_template, ip_vs_conn_expire), by behaviour.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from lvskit.core.connection import ConnectionTable, unpack
+from lvskit.core.packet import Parsed
+from lvskit.core.service import RealServer, VirtualService
+from lvskit.types import IP, Flow
+
+RENEWAL_S: Final = 60.0
+"""A template that runs out while connections hang on it gets this long, again and again."""
+FTP: Final = 21
+_RETIRED_PORT: Final = 0xFFFF
+
+
+class Template:
+    """What a client network's next connection will be given.
+
+    Attributes:
+        protocol: as the service's; `IP` for a fwmark service, whose templates span protocols.
+        key: masked client address, virtual address, client port 0, virtual port.
+        server: the server it names; dport its port.
+        timeout: seconds that each new connection restarts the deadline with.
+        children: connections that hang on it; it outlives them.
+        assured: one of its connections has been established.
+        deadline, slot: as a connection's.
+    """
+
+    __slots__ = (
+        "assured", "children", "deadline", "dport", "key", "protocol", "server", "slot", "timeout",
+    )  # fmt: skip
+
+    def __init__(self, protocol: int, key: bytes, server: RealServer, dport: int) -> None:
+        self.protocol = protocol
+        self.key = key
+        self.server = server
+        self.dport = dport
+        self.timeout = 0.0
+        self.children = 0
+        self.assured = False
+        self.deadline = 0.0
+        self.slot: object = None
+
+    @property
+    def flow(self) -> Flow:
+        """Client network and virtual address; both ports as listings show them."""
+        return unpack(self.protocol, self.key)
+
+    @property
+    def state_name(self) -> str:
+        """The state as listings name it."""
+        return "ASSURED" if self.assured else "NONE"
+
+
+def masked(address: bytes, netmask: bytes | None) -> bytes:
+    """Return `address` with only the bits that `netmask` has.
+
+    >>> masked(bytes([10, 1, 2, 3]), bytes([255, 255, 255, 0])).hex()
+    '0a010200'
+    """
+    if netmask is None:
+        return address
+    value = int.from_bytes(address, "big") & int.from_bytes(netmask, "big")
+    return value.to_bytes(len(address), "big")
+
+
+def template_flow(service: VirtualService, packet: Parsed) -> Flow:
+    """Return the flow that the template for `packet` is filed under.
+
+    A service's own port has a template of its own, except FTP's, which spans the data
+    connections; a port-0 service shares one over all ports, a fwmark service one over all
+    protocols, ports and addresses of the mark.
+    """
+    client = masked(packet.src, service.settings.netmask)
+    protocol, vaddr, vport = packet.protocol, packet.dst, 0
+    if packet.dport == service.port:
+        if service.port != FTP:
+            vport = packet.dport
+    elif service.fwmark:
+        protocol = IP
+        vaddr = service.fwmark.to_bytes(4, "big").ljust(len(packet.dst), b"\0")
+    return Flow(protocol, client, 0, vaddr, vport)
+
+
+def retire(table: ConnectionTable, template: Template) -> None:
+    """Make `template` unfindable: it stays, listed with port 65535, until its end."""
+    if template in table.retired:
+        return
+    flow = template.flow
+    del table.templates[template.protocol][template.key]
+    template.key = flow._replace(vport=_RETIRED_PORT).key
+    template.dport = _RETIRED_PORT
+    table.retired.add(template)
+
+
+def drop(table: ConnectionTable, template: Template) -> None:
+    """Take `template` out of the table."""
+    if template in table.retired:
+        table.retired.remove(template)
+    else:
+        del table.templates[template.protocol][template.key]

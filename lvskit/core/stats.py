@@ -1,0 +1,67 @@
+"""Statistics as listings show them: counters folded, and rates estimated, every two seconds.
+
+Source: Linux net/netfilter/ipvs/ip_vs_est.c, by behaviour: an exponential average with weight
+1/4, in fixed point with ten fraction bits for connections and packets, five for bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from lvskit.types import Counters
+
+PERIOD_S: Final = 2.0
+
+
+@dataclass(slots=True)
+class Rates:
+    """Connections, packets and bytes per second."""
+
+    cps: int = 0
+    inpps: int = 0
+    outpps: int = 0
+    inbps: int = 0
+    outbps: int = 0
+
+
+class Estimator:
+    """Keeps what listings show of one counted thing: a server, a service, the director."""
+
+    __slots__ = ("_averages", "_folded", "_last", "_zero")
+
+    def __init__(self, start: Counters) -> None:
+        self._folded = start
+        self._last = start
+        self._zero = Counters()
+        self._averages = [0, 0, 0, 0, 0]
+
+    def tick(self, now: Counters) -> None:
+        """Fold the counters' present values in; called every `PERIOD_S`."""
+        now = now + Counters()  # a copy: the counters go on
+        delta = now - self._last
+        values = (delta.conns, delta.inpkts, delta.outpkts, delta.inbytes, delta.outbytes)
+        for index, value in enumerate(values):
+            rate = value << (9 if index < 3 else 4)  # per second: half of two seconds' worth
+            self._averages[index] += (rate - self._averages[index]) >> 2
+        self._folded = self._last = now
+
+    def zero(self) -> None:
+        """Start again from 0 (``-Z``): the counters themselves go on."""
+        self._zero = self._last = self._folded
+        self._averages = [0, 0, 0, 0, 0]
+
+    def shown(self) -> Counters:
+        """Return the counters as of the last tick, less what was zeroed."""
+        return self._folded - self._zero
+
+    def rates(self) -> Rates:
+        """Return the averages, rounded up as the kernel does."""
+        conns, inpkts, outpkts, inbytes, outbytes = self._averages
+        return Rates(
+            (conns + 0x1FF) >> 10,
+            (inpkts + 0x1FF) >> 10,
+            (outpkts + 0x1FF) >> 10,
+            (inbytes + 0xF) >> 5,
+            (outbytes + 0xF) >> 5,
+        )

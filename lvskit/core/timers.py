@@ -1,0 +1,78 @@
+"""Expiry by `now`: a wheel of one-second slots that asks an entry for its deadline when due.
+
+A packet only stores `entry.deadline`; the wheel finds out when the slot that it filed the entry
+under comes up, and files it again if the deadline has moved on. An entry whose deadline moves to
+*before* its slot must be told to the wheel (`schedule`), which then ignores the older filing.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Protocol
+
+
+class Timed(Protocol):
+    """What the wheel keeps: an entry with a deadline."""
+
+    deadline: float
+    slot: object  # where the wheel filed it, for the wheel alone
+
+
+class Wheel:
+    """Holds entries until their deadlines.
+
+    `schedule` and a look at a due entry are O(1), except that the entries of the one slot that
+    is current sit in a heap, so that they leave in order and on time: O(log n) in that slot.
+    """
+
+    def __init__(self, now: float) -> None:
+        self._slots: dict[float, list[Timed]] = {}
+        self._order: list[float] = []  # a heap of the slots there are
+        self._current: list[tuple[float, int, Timed]] = []  # deadline, filing, entry
+        self._horizon = float(int(now))  # the end of the current slot
+        self._serial = 0
+
+    def schedule(self, entry: Timed) -> None:
+        """File `entry` under its deadline; call again when the deadline has become earlier."""
+        deadline = entry.deadline
+        if deadline < self._horizon:
+            entry.slot = self._serial = self._serial + 1
+            heapq.heappush(self._current, (deadline, self._serial, entry))
+            return
+        slot = deadline // 1
+        filed = self._slots.get(slot)
+        if filed is None:
+            self._slots[slot] = filed = []
+            heapq.heappush(self._order, slot)
+        filed.append(entry)
+        entry.slot = filed
+
+    def forget(self, entry: Timed) -> None:
+        """Take `entry` out: its filing is ignored when it comes up."""
+        entry.slot = None
+
+    def due(self, now: float) -> Timed | None:
+        """Return one entry whose deadline is at or before `now`, or None; it is out of the wheel."""
+        while True:
+            while self._current and self._current[0][0] <= now:
+                _, filing, entry = heapq.heappop(self._current)
+                if entry.slot != filing:
+                    continue  # forgotten, or filed again
+                if entry.deadline <= now:
+                    entry.slot = None
+                    return entry
+                self.schedule(entry)
+            if not self._order or self._order[0] > now:
+                return None
+            slot = heapq.heappop(self._order)
+            self._horizon = slot + 1
+            filed = self._slots.pop(slot)
+            for entry in filed:
+                if entry.slot is filed:
+                    self.schedule(entry)
+
+    def next(self) -> float | None:
+        """Return a time before which nothing is due, or None when the wheel is empty."""
+        times = [self._current[0][0]] if self._current else []
+        times += self._order[:1]
+        return min(times) if times else None

@@ -1,0 +1,142 @@
+"""The values that cross every border of lvskit: flows, verdicts, routes, counters.
+
+Units and shapes, everywhere in lvskit: an address is packed, 4 or 16 bytes in network order;
+a port is an int in host order, 0 to 65535; a packet is one IPv4 or IPv6 datagram from its first
+header byte; a time is monotonic seconds as a float. This module imports nothing of lvskit.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+IP: Final = 0
+"""Protocol of a persistence template of a fwmark service: it spans protocols."""
+ICMP: Final = 1
+TCP: Final = 6
+UDP: Final = 17
+ICMPV6: Final = 58
+
+PROTOCOL_NAMES: Final = {IP: "IP", TCP: "TCP", UDP: "UDP"}
+
+
+class Flow(NamedTuple):
+    """The identity of a connection as the director sees it: client and virtual address.
+
+    Attributes:
+        protocol: `TCP` or `UDP`.
+        caddr: client address, packed.
+        cport: client port; 0 in the flow of a persistence template.
+        vaddr: virtual address, packed: the destination of the client's packets.
+        vport: virtual port.
+    """
+
+    protocol: int
+    caddr: bytes
+    cport: int
+    vaddr: bytes
+    vport: int
+
+    @property
+    def key(self) -> bytes:
+        """The addresses and ports as they lie in a packet: the key of the connection table.
+
+        >>> Flow(TCP, bytes([10, 0, 0, 1]), 1024, bytes([10, 0, 0, 2]), 80).key.hex()
+        '0a0000010a00000204000050'
+        """
+        ports = self.cport << 16 | self.vport
+        return self.caddr + self.vaddr + ports.to_bytes(4, "big")
+
+
+@dataclass(slots=True)
+class Route:
+    """How the director's host reaches one address; supplied, and kept current, by the datapath.
+
+    Attributes:
+        source: the director's own address towards it, packed.
+        mtu: path MTU in bytes.
+        local: the address is the director's own, so its local sockets answer.
+    """
+
+    source: bytes
+    mtu: int
+    local: bool = False
+
+
+@dataclass(slots=True)
+class Counters:
+    """What has passed: connections, packets and bytes of IP (before encapsulation)."""
+
+    conns: int = 0
+    inpkts: int = 0
+    outpkts: int = 0
+    inbytes: int = 0
+    outbytes: int = 0
+
+    def __add__(self, other: Counters) -> Counters:
+        return Counters(
+            self.conns + other.conns,
+            self.inpkts + other.inpkts,
+            self.outpkts + other.outpkts,
+            self.inbytes + other.inbytes,
+            self.outbytes + other.outbytes,
+        )
+
+    def __sub__(self, other: Counters) -> Counters:
+        return Counters(
+            self.conns - other.conns,
+            self.inpkts - other.inpkts,
+            self.outpkts - other.outpkts,
+            self.inbytes - other.inbytes,
+            self.outbytes - other.outbytes,
+        )
+
+
+class Reason(enum.Enum):
+    """Why a packet was dropped or refused."""
+
+    MALFORMED = "malformed"
+    NO_SERVER = "no server available"
+    SERVER_REMOVED = "the connection's server was removed"
+    SERVER_UNREACHABLE = "no route to the server"
+    TABLE_FULL = "connection table full"
+    TTL_EXCEEDED = "time to live exceeded"
+    TOO_BIG = "larger than the tunnel's MTU"
+    FRAGMENT = "a fragment"
+    NO_CONNECTION = "an ICMP error that belongs to no connection"
+    PLUGIN_FAULT = "a plugin broke its contract"
+
+
+class Transmit(NamedTuple):
+    """Send `packet`, a complete IP datagram, along `route` (fragmented if it may be and must)."""
+
+    packet: bytes
+    route: Route
+
+
+class Deliver(NamedTuple):
+    """Hand the packet, untouched, to the director's own local socket."""
+
+
+class Drop(NamedTuple):
+    """Forget the packet silently."""
+
+    reason: Reason
+
+
+class Reply(NamedTuple):
+    """Answer the client with `packet`, a complete ICMP or ICMPv6 datagram, and drop the original."""
+
+    packet: bytes
+    reason: Reason
+
+
+class NotOurs(NamedTuple):
+    """No virtual service has a claim: the packet is the host's, as if lvskit were not there."""
+
+
+Verdict = Transmit | Deliver | Drop | Reply | NotOurs
+
+DELIVER: Final = Deliver()
+NOT_OURS: Final = NotOurs()
