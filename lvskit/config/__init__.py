@@ -1,1 +1,1 @@
-"""TODO."""
+"""One model of what a director is told, in three notations: TOML, ipvsadm lines, live state."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The daemon: the Director behind a control socket, beside a datapath."""

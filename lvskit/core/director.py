@@ -174,7 +174,9 @@ class Director(Administration):
 
     # --- new connections ---
 
-    def _schedule(self, parsed: Parsed, packet: bytes, now: float, mark: int) -> Connection | Verdict:
+    def _schedule(
+        self, parsed: Parsed, packet: bytes, now: float, mark: int
+    ) -> Connection | Verdict:
         """Return the connection that `packet` opens, or the verdict that it opens none."""
         if parsed.protocol == TCP and (not parsed.flags & states.SYN or parsed.flags & states.RST):
             return NOT_OURS
@@ -238,11 +240,16 @@ class Director(Administration):
         try:
             server = service.scheduler.schedule(parsed.flow)
         except Exception as err:
-            raise PluginError(f"scheduler {name!r} of {service.name} raised {err!r}", plugin=name) \
-                from err
+            raise PluginError(
+                f"scheduler {name!r} of {service.name} raised {err!r}", plugin=name
+            ) from err
         if server is None:
             return None
-        if not isinstance(server, RealServer) or server.service is not service or not server.available:
+        if (
+            not isinstance(server, RealServer)
+            or server.service is not service
+            or not server.available
+        ):
             raise PluginError(
                 f"scheduler {name!r} of {service.name} returned {server!r}, which is none of its "
                 "servers",
@@ -309,9 +316,7 @@ class Director(Administration):
             self.table.half_open.pop(connection, None)
         if connection.slot is not None and connection.deadline < earlier:
             self._wheel.schedule(connection)
-        self._tell(
-            server.service.state_changed, connection, states.NAMES[old], states.NAMES[new]
-        )
+        self._tell(server.service.state_changed, connection, states.NAMES[old], states.NAMES[new])
 
     def _close(self, connection: Connection, reason: str) -> None:
         """Take a connection out of the table and of every count."""

@@ -90,9 +90,7 @@ def _ipv6(packet: bytes) -> Parsed | None:
     protocol, offset, fragment = packet[6], 40, False
     for _ in range(_MAX_EXTENSIONS):
         if protocol not in _EXTENSIONS:
-            return Parsed(
-                6, protocol, packet[8:24], packet[24:40], offset, length, fragment
-            )
+            return Parsed(6, protocol, packet[8:24], packet[24:40], offset, length, fragment)
         if offset + 8 > length:
             return None
         if protocol == FRAGMENT_HEADER:

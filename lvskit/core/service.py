@@ -90,6 +90,8 @@ class ServiceSettings:
     Attributes:
         scheduler: name of the scheduler.
         options: for the scheduler, by name.
+        flags: numbers, 1 to 3, of the scheduler's flags that are on; as in the kernel, every
+            scheduler has three, and what they mean is its own affair (`SchedulerSpec.flags`).
         persistence_s: seconds that a template lasts; 0 = not persistent.
         netmask: granularity of persistence, a packed mask; None = the whole address.
         one_packet: every UDP datagram is scheduled for itself.
@@ -97,6 +99,7 @@ class ServiceSettings:
 
     scheduler: str = "wlc"
     options: Mapping[str, Any] = field(default_factory=dict)
+    flags: frozenset[int] = frozenset()
     persistence_s: int = 0
     netmask: bytes | None = None
     one_packet: bool = False
@@ -399,4 +402,3 @@ def check_address(address: bytes) -> None:
     zero = address[0] == 0 if len(address) == 4 else value.is_unspecified
     if zero or value.is_multicast or address == b"\xff" * 4:
         raise NotUnicast(f"{value} is not unicast, so it cannot be a real server")
-

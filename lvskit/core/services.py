@@ -71,7 +71,7 @@ class Administration:
         service = self.services.get(key)
         _check_service(key, settings)
         old = service.settings
-        if (settings.scheduler, settings.options) != (old.scheduler, old.options):
+        if _choice(settings) != _choice(old):
             scheduler = self._scheduler(service, settings)
             service.scheduler.close()
             service.scheduler = scheduler
@@ -134,10 +134,12 @@ class Administration:
             ServiceNotFound, ServerExists, NotUnicast, OutOfRange, UnknownPlugin, ConfigError.
         """
         service = self.services.get(key)
-        port = self._server_port(service, port, settings)
+        port = self.server_port(service, port, settings.method)
         settings.check(endpoint(address, port))
         if any(s.address == address and s.port == port for s in service.servers):
-            raise ServerExists(f"real server {endpoint(address, port)} is in {service.name} already")
+            raise ServerExists(
+                f"real server {endpoint(address, port)} is in {service.name} already"
+            )
         check_address(address)
         server = self.services.discarded(key, address, port) or RealServer(service, address, port)
         self._bind(server, settings)
@@ -158,7 +160,7 @@ class Administration:
         Raises: as `add_server`, with `ServerNotFound` in place of `ServerExists`.
         """
         service = self.services.get(key)
-        server = service.find(address, self._server_port(service, port, settings))
+        server = service.find(address, self.server_port(service, port, settings.method))
         settings.check(server.name)
         self._bind(server, settings)
         server.apply(settings)
@@ -182,11 +184,9 @@ class Administration:
         self.services.discard(server, now)
         self._registry.notify("server_removed", service, server)
 
-    def _server_port(
-        self, service: VirtualService, port: int | None, settings: ServerSettings
-    ) -> int:
+    def server_port(self, service: VirtualService, port: int | None, method: str) -> int:
         """Return the port that a server has: its own only where packets are rewritten."""
-        keeps = self._registry.forwarder(settings.method).keeps_port
+        keeps = self._registry.forwarder(method).keeps_port
         if port is None or (keeps and not service.fwmark):
             return service.port
         return port
@@ -196,7 +196,8 @@ class Administration:
     def _scheduler(self, service: VirtualService, settings: ServiceSettings) -> Scheduler:
         spec = self._registry.scheduler(settings.scheduler)
         try:
-            options = build_options(spec, settings.options)
+            flags = {spec.flags[n - 1]: True for n in settings.flags if n <= len(spec.flags)}
+            options = build_options(spec, {**settings.options, **flags})
         except (TypeError, ValueError) as err:
             raise ConfigError(f"scheduler {spec.name!r} of {service.name}: {err}") from err
         try:
@@ -229,6 +230,11 @@ class Administration:
         return forwarder
 
 
+def _choice(settings: ServiceSettings) -> tuple[object, ...]:
+    """Return what makes an edit replace the scheduler."""
+    return settings.scheduler, dict(settings.options), settings.flags
+
+
 def _unreachable(connection: object, packet: bytes) -> Verdict:
     """Answer for a server to which there is no route."""
     return refuse(packet, Refusal.HOST_UNREACHABLE)
@@ -236,7 +242,9 @@ def _unreachable(connection: object, packet: bytes) -> Verdict:
 
 def _check_service(key: ServiceKey, settings: ServiceSettings) -> None:
     if settings.persistence_s < 0:
-        raise ConfigError(f"persistence of {settings.persistence_s} s for {key}; allowed: 0 or more")
+        raise ConfigError(
+            f"persistence of {settings.persistence_s} s for {key}; allowed: 0 or more"
+        )
     if key.port == 0 and not key.fwmark and not settings.persistence_s:
         raise ConfigError(f"{key}: port 0 (every port) needs persistence (-p)")
     size = 4 if key.version == 4 else 16

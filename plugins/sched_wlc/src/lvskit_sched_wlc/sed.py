@@ -20,8 +20,9 @@ class ShortestExpectedDelay(SchedulerBase):
         for server in self.servers:
             if server.overloaded or server.weight <= 0:
                 continue
-            if best is None or (best.activeconns + 1) * server.weight > (
-                server.activeconns + 1
-            ) * best.weight:
+            if (
+                best is None
+                or (best.activeconns + 1) * server.weight > (server.activeconns + 1) * best.weight
+            ):
                 best = server
         return best

@@ -1,0 +1,329 @@
+"""The commands of the control socket, carried out on a Director.
+
+`Control.call` is the one door for everybody: the socket's server, `lvsadm` in one process with a
+Director (tests, the simulator), and embedding applications. Parameters and results are the types
+of `lvskit.config.model`, so that what a command says is checked in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from lvskit.config.model import (
+    Config,
+    ConnectionStatus,
+    Server,
+    ServerStatus,
+    Service,
+    ServiceStatus,
+    Stats,
+    Status,
+    Timeouts,
+    parse_endpoint,
+    parse_netmask,
+    server_of,
+    service_of,
+)
+from lvskit.control.reconcile import reconcile
+from lvskit.core.director import Director
+from lvskit.core.service import (
+    RealServer,
+    ServiceKey,
+    ServiceSettings,
+    VirtualService,
+    endpoint,
+)
+from lvskit.core.stats import Estimator
+from lvskit.errors import ConfigError, LvskitError, RpcError
+from lvskit.interfaces import SchedulerSpec
+from lvskit.plugins import Plugins
+from lvskit.types import PROTOCOL_NAMES
+
+IPVS_VERSION = "1.2.1"
+"""The version of ip_vs whose behaviour this is, as listings name it."""
+
+
+class Named(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Parameters that name one service, and may name one server of it."""
+
+    service: Service
+    server: Server | None = None
+
+
+class MaybeNamed(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Parameters that may name one service; without one, all are meant."""
+
+    service: Service | None = None
+
+
+class Set(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Parameters of `set_timeouts`."""
+
+    timeouts: Timeouts
+
+
+class Apply(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Parameters of `apply`: what there shall be, instead of what there is."""
+
+    config: Config
+
+
+class Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    """No parameters."""
+
+
+class Control:
+    """Carries out commands, each whole or not at all.
+
+    Args:
+        director: whose services they are.
+        plugins: what is installed.
+        clock: monotonic seconds, as the director's datapath counts them.
+        changed: called after every command that changed services or servers.
+    """
+
+    def __init__(
+        self,
+        director: Director,
+        plugins: Plugins,
+        clock: Callable[[], float],
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.director = director
+        self.plugins = plugins
+        self._clock = clock
+        self._changed = changed
+        self._methods: dict[str, tuple[type[msgspec.Struct], Callable[[Any], Any], bool]] = {
+            "status": (Nothing, self._status, False),
+            "connections": (Nothing, self._connections, False),
+            "config": (Nothing, lambda _: self.config(), False),
+            "plugins": (Nothing, self._plugins, False),
+            "add_service": (Named, self._add_service, True),
+            "edit_service": (Named, self._edit_service, True),
+            "delete_service": (Named, self._delete_service, True),
+            "add_server": (Named, self._add_server, True),
+            "edit_server": (Named, self._edit_server, True),
+            "delete_server": (Named, self._delete_server, True),
+            "clear": (Nothing, self._clear, True),
+            "zero": (MaybeNamed, self._zero, False),
+            "set_timeouts": (Set, lambda given: self.set_timeouts(given.timeouts), False),
+            "apply": (Apply, self._apply, True),
+        }
+
+    @property
+    def methods(self) -> list[str]:
+        """The names of all commands."""
+        return list(self._methods)
+
+    def call(self, method: str, params: object = None) -> Any:
+        """Carry out `method`; return its result as plain values (dicts, lists, text, numbers).
+
+        Raises:
+            LvskitError: of the kind that `code` names; nothing was changed.
+        """
+        if method not in self._methods:
+            raise RpcError(
+                f"unknown method {method!r}; there are: {', '.join(self._methods)}", "method"
+            )
+        shape, run, changes = self._methods[method]
+        try:
+            arguments = msgspec.convert(params or {}, shape)
+        except msgspec.ValidationError as err:
+            raise ConfigError(f"{method}: {err}") from err
+        result = run(arguments)
+        if changes:
+            self._changed()
+        return msgspec.to_builtins(result)
+
+    # --- what is ---
+
+    def _status(self, _: Nothing) -> Status:
+        director = self.director
+        director.expire(self._clock())
+        timeouts, table = director.timeouts, director.table
+        stats, rates = _figures(director.estimator)
+        return Status(
+            version=IPVS_VERSION,
+            size=table.size,
+            timeouts=Timeouts(
+                tcp=int(timeouts.tcp[1]), tcp_fin=int(timeouts.tcp[4]), udp=int(timeouts.udp)
+            ),
+            services=[self._service_status(service) for service in director.services],
+            stats=stats,
+            rates=rates,
+            entries=len(table),
+            shed=table.shed,
+            refused=table.refused,
+        )
+
+    def _service_status(self, service: VirtualService) -> ServiceStatus:
+        stats, rates = _figures(service.estimator)
+        return ServiceStatus(
+            config=self._service_config(service),
+            servers=[_server_status(server) for server in service.servers],
+            stats=stats,
+            rates=rates,
+        )
+
+    def _service_config(self, service: VirtualService) -> Service:
+        settings = service.settings
+        spec = self.plugins.scheduler(settings.scheduler)
+        names = [flag_name(spec, number) for number in sorted(settings.flags)]
+        return service_of(service.key, settings, names)
+
+    def _connections(self, _: Nothing) -> list[ConnectionStatus]:
+        now = self._clock()
+        entries = []
+        for entry in self.director.connections(now):
+            flow = entry.flow
+            entries.append(
+                ConnectionStatus(
+                    protocol=PROTOCOL_NAMES[flow.protocol],
+                    client=endpoint(flow.caddr, flow.cport),
+                    virtual=endpoint(flow.vaddr, flow.vport),
+                    server=endpoint(entry.server.address, entry.dport),
+                    state=entry.state_name,
+                    expires_s=entry.deadline - now,
+                )
+            )
+        return entries
+
+    def config(self) -> Config:
+        """Return what there is, as a configuration that would make it again."""
+        services = []
+        for service in self.director.services:
+            servers = [_server_config(server) for server in reversed(service.servers)]
+            config = self._service_config(service)
+            services.append(msgspec.structs.replace(config, server=servers))
+        timeouts = self.director.timeouts
+        return Config(
+            timeouts=Timeouts(
+                tcp=int(timeouts.tcp[1]), tcp_fin=int(timeouts.tcp[4]), udp=int(timeouts.udp)
+            ),
+            service=services,
+        )
+
+    def _plugins(self, _: Nothing) -> list[dict[str, str]]:
+        rows = []
+        for kind in ("schedulers", "forwarders", "datapaths"):
+            for name, provided in getattr(self.plugins, kind).items():
+                spec = provided.spec
+                flags = [flag_name(spec, n + 1) for n in range(len(getattr(spec, "flags", ())))]
+                rows.append(
+                    {
+                        "kind": kind[:-1],
+                        "name": name,
+                        "distribution": provided.source.distribution,
+                        "version": provided.source.version,
+                        "summary": spec.summary,
+                        "flags": ",".join(flags),
+                    }
+                )
+        return rows
+
+    # --- services and servers ---
+
+    def settings(self, service: Service, key: ServiceKey) -> ServiceSettings:
+        """Return a service's settings as the core takes them."""
+        spec = self.plugins.scheduler(service.scheduler)
+        return ServiceSettings(
+            scheduler=service.scheduler,
+            options=service.options,
+            flags=frozenset(flag_number(spec, name) for name in service.flags),
+            persistence_s=service.persistent,
+            netmask=parse_netmask(service.netmask, key.version),
+            one_packet=service.one_packet,
+        )
+
+    def _add_service(self, named: Named) -> None:
+        key = named.service.key()
+        self.director.services.refuse_duplicate(key)
+        self.director.add_service(key, self.settings(named.service, key))
+
+    def _edit_service(self, named: Named) -> None:
+        key = named.service.key()
+        self.director.services.get(key)
+        self.director.edit_service(key, self.settings(named.service, key))
+
+    def _delete_service(self, named: Named) -> None:
+        self.director.remove_service(named.service.key(), self._clock())
+
+    def _clear(self, _: Nothing) -> None:
+        self.director.clear(self._clock())
+
+    def _zero(self, named: MaybeNamed) -> None:
+        self.director.zero(named.service.key() if named.service else None)
+
+    def set_timeouts(self, timeouts: Timeouts) -> None:
+        """Set the three timeouts; `ConfigError` for a negative one."""
+        for name in ("tcp", "tcp_fin", "udp"):
+            value = getattr(timeouts, name)
+            if value < 0:
+                raise ConfigError(f"timeout {name} = {value}; allowed: 0 (keep) or more")
+        self.director.timeouts.set(timeouts.tcp, timeouts.tcp_fin, timeouts.udp)
+
+    def _server(self, named: Named) -> tuple[ServiceKey, bytes, int | None, Server]:
+        if named.server is None:
+            raise ConfigError("parameter server is missing - at $.server")
+        protocol = "udp" if named.service.udp is not None else "tcp"
+        address, port = parse_endpoint(named.server.address, protocol)
+        return named.service.key(), address, port, named.server
+
+    def _add_server(self, named: Named) -> None:
+        key, address, port, server = self._server(named)
+        self.director.add_server(key, address, port, server.settings())
+
+    def _edit_server(self, named: Named) -> None:
+        key, address, port, server = self._server(named)
+        self.director.edit_server(key, address, port, server.settings())
+
+    def _delete_server(self, named: Named) -> None:
+        key, address, port, _ = self._server(named)
+        self.director.remove_server(key, address, port, self._clock())
+
+    def _apply(self, given: Apply) -> list[str]:
+        return reconcile(self, given.config, self._clock())
+
+
+def flag_name(spec: SchedulerSpec, number: int) -> str:
+    """Return the name that listings have for a scheduler's numbered flag."""
+    if number <= len(spec.flags):
+        return f"{spec.name}-{spec.flags[number - 1].replace('_', '-')}"
+    return f"flag-{number}"
+
+
+def flag_number(spec: SchedulerSpec, name: str) -> int:
+    """Return the number of a flag by its name, the scheduler's own or `flag-1` … `flag-3`."""
+    for number in (1, 2, 3):
+        if name in (flag_name(spec, number), f"flag-{number}"):
+            return number
+    allowed = ", ".join(dict.fromkeys(flag_name(spec, n) for n in (1, 2, 3)))
+    raise ConfigError(f"unknown flag {name!r} of scheduler {spec.name}; allowed: {allowed}")
+
+
+def _server_config(server: RealServer) -> Server:
+    return server_of(server.address, server.port, server.settings)
+
+
+def _server_status(server: RealServer) -> ServerStatus:
+    stats, rates = _figures(server.estimator)
+    return ServerStatus(
+        config=_server_config(server),
+        active=server.activeconns,
+        inactive=server.inactconns,
+        persistent=server.persistconns,
+        overloaded=server.overloaded,
+        stats=stats,
+        rates=rates,
+    )
+
+
+def _figures(estimator: Estimator) -> tuple[Stats, Stats]:
+    shown, rates = estimator.shown(), estimator.rates()
+    return (
+        Stats(shown.conns, shown.inpkts, shown.outpkts, shown.inbytes, shown.outbytes),
+        Stats(rates.cps, rates.inpps, rates.outpps, rates.inbps, rates.outbps),
+    )
