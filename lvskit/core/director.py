@@ -66,7 +66,7 @@ class Director(Administration):
         super().__init__(registry, routes, now)
         self.timeouts = states.Timeouts()
         self.table = ConnectionTable(size)
-        self._wheel = Wheel(now)
+        self.wheel = Wheel(now)
         self._report = report
         self._next_tick = now + PERIOD_S
 
@@ -123,10 +123,7 @@ class Director(Administration):
             return _FRAGMENT
         if len(packet) > parsed.length:
             packet = packet[: parsed.length]
-        connection = table.get(parsed.flow.key)
-        if connection is not None and now >= connection.deadline:
-            self.expire(now)
-            connection = None
+        connection = self._find(table, parsed.flow.key, now)
         if connection is not None and parsed.flags & states.SYN and _is_over(connection):
             # A new connection of the same client reuses the ports of one that has ended.
             self._close(connection, "rescheduled")
@@ -160,8 +157,8 @@ class Director(Administration):
         if parsed is None or parsed.fragment or parsed.protocol not in self.table.connections:
             return
         key = parsed.dst + parsed.src + (parsed.dport << 16 | parsed.sport).to_bytes(4, "big")
-        connection = self.table.connections[parsed.protocol].get(key)
-        if connection is None or now >= connection.deadline or not len(self.services):
+        connection = self._find(self.table.connections[parsed.protocol], key, now)
+        if connection is None or not len(self.services):
             return
         if connection.server.available:
             counters = connection.server.counters
@@ -171,6 +168,14 @@ class Director(Administration):
         if parsed.protocol == UDP and connection.template:
             connection.template.assured = True
         self._advance(connection, states.OUTPUT, parsed.flags, now)
+
+    def _find(self, table: dict[bytes, Connection], key: bytes, now: float) -> Connection | None:
+        """Return the connection of `key`, unless its time has come."""
+        connection = table.get(key)
+        if connection is not None and now >= connection.deadline:
+            self.expire(now)
+            return table.get(key)
+        return connection
 
     # --- new connections ---
 
@@ -229,7 +234,7 @@ class Director(Administration):
         connection.template = template
         template.children += 1
         template.deadline = now + template.timeout
-        self._wheel.schedule(template)
+        self.wheel.schedule(template)
         return connection
 
     def _choose(self, service: VirtualService, parsed: Parsed, allowed: bool) -> RealServer | None:
@@ -272,7 +277,7 @@ class Director(Administration):
     def _settle(self, connection: Connection) -> None:
         """File a new connection's end; a one-packet connection ends at once."""
         if self.table.connections[connection.protocol].get(connection.key) is connection:
-            self._wheel.schedule(connection)
+            self.wheel.schedule(connection)
         else:
             self._close(connection, "expired")
 
@@ -315,12 +320,12 @@ class Director(Administration):
         else:
             self.table.half_open.pop(connection, None)
         if connection.slot is not None and connection.deadline < earlier:
-            self._wheel.schedule(connection)
+            self.wheel.schedule(connection)
         self._tell(server.service.state_changed, connection, states.NAMES[old], states.NAMES[new])
 
     def _close(self, connection: Connection, reason: str) -> None:
         """Take a connection out of the table and of every count."""
-        self._wheel.forget(connection)
+        self.wheel.forget(connection)
         self.table.remove(connection)
         server = connection.server
         if connection.active:
@@ -334,14 +339,14 @@ class Director(Administration):
 
     def expire(self, now: float) -> None:
         """End everything whose time has come; fold the statistics on their two-second grid."""
-        while (entry := self._wheel.due(now)) is not None:
+        while (entry := self.wheel.due(now)) is not None:
             if isinstance(entry, Connection):
                 self._close(entry, "expired")
             elif isinstance(entry, Template):
                 if entry.children:  # it outlives its connections, in steps
                     entry.timeout = persistence.RENEWAL_S
                     entry.deadline += persistence.RENEWAL_S
-                    self._wheel.schedule(entry)
+                    self.wheel.schedule(entry)
                     continue
                 persistence.drop(self.table, entry)
                 entry.server.persistconns -= 1
@@ -353,7 +358,7 @@ class Director(Administration):
 
     def next_timer(self) -> float | None:
         """Return a time before which `expire` has nothing to end; None when nothing is kept."""
-        return self._wheel.next()
+        return self.wheel.next()
 
     def connections(self, now: float) -> Iterator[Connection | Template]:
         """Iterate over a snapshot of the table: connections, then persistence templates."""

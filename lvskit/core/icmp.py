@@ -18,6 +18,7 @@ class Refusal(enum.Enum):
 
     PORT_UNREACHABLE = ((3, 3), (1, 4))
     HOST_UNREACHABLE = ((3, 1), (1, 3))
+    PROTOCOL_UNREACHABLE = ((3, 2), (4, 1))
     TOO_BIG = ((3, 4), (2, 0))
     TIME_EXCEEDED = ((11, 0), (3, 0))
 
@@ -25,6 +26,7 @@ class Refusal(enum.Enum):
 _REASONS: Final = {
     Refusal.PORT_UNREACHABLE: Reason.NO_SERVER,
     Refusal.HOST_UNREACHABLE: Reason.SERVER_UNREACHABLE,
+    Refusal.PROTOCOL_UNREACHABLE: Reason.NO_SERVER,
     Refusal.TOO_BIG: Reason.TOO_BIG,
     Refusal.TIME_EXCEEDED: Reason.TTL_EXCEEDED,
 }

@@ -23,6 +23,9 @@ class Wheel:
 
     `schedule` and a look at a due entry are O(1), except that the entries of the one slot that
     is current sit in a heap, so that they leave in order and on time: O(log n) in that slot.
+
+    Attributes:
+        fired: how many entries have come due.
     """
 
     def __init__(self, now: float) -> None:
@@ -31,12 +34,15 @@ class Wheel:
         self._current: list[tuple[float, int, Timed]] = []  # deadline, filing, entry
         self._horizon = float(int(now))  # the end of the current slot
         self._serial = 0
+        self.fired = 0
 
     def schedule(self, entry: Timed) -> None:
         """File `entry` under its deadline; call again when the deadline has become earlier."""
         deadline = entry.deadline
         if deadline < self._horizon:
-            entry.slot = self._serial = self._serial + 1
+            # Of equal deadlines the one filed last ends first, as in the kernel: a connection before
+            # the template that it was made from, which must not outlive it.
+            entry.slot = self._serial = self._serial - 1
             heapq.heappush(self._current, (deadline, self._serial, entry))
             return
         slot = deadline // 1
@@ -60,6 +66,7 @@ class Wheel:
                     continue  # forgotten, or filed again
                 if entry.deadline <= now:
                     entry.slot = None
+                    self.fired += 1
                     return entry
                 self.schedule(entry)
             if not self._order or self._order[0] > now:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Datapaths: what carries packets between the network and the Director."""

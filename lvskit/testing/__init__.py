@@ -1,1 +1,1 @@
-"""TODO."""
+"""For plugin authors and for the project's own tests: recordings, strategies, models."""

@@ -1,0 +1,77 @@
+"""Timers that run as late as the kernel's, to explain what a recording shows.
+
+Linux's timer wheel (kernel/time/timer.c) rounds a timer up to the granularity of its distance:
+1 tick below 63 ticks, then eight times as coarse for every eight times the distance. So an entry
+stays in the table for a while after its seconds have run out, and a packet still revives it. How
+long depends on the tick count when the recording began, which nobody knows; but one count must
+explain all of a recording.
+"""
+
+from __future__ import annotations
+
+from lvskit.core.connection import Connection
+from lvskit.core.director import Director
+from lvskit.core.persistence import Template
+from lvskit.core.timers import Timed, Wheel
+from lvskit.types import TCP
+
+TICKS_PER_S = 250
+FINE = range(0, 64, 2)
+"""Tick counts to try for timers of seconds, whose granularity is at most 64 ticks."""
+COARSE = range(0, 4096, 64)
+"""What to add for longer ones: 512 ticks for a minute or two, 4,096 for five to fifteen."""
+
+
+class KernelWheel(Wheel):
+    """A wheel that lets go of an entry when the kernel's timer would have fired.
+
+    Args:
+        director: whose entries they are.
+        jiffies: the tick count at time 0.
+    """
+
+    def __init__(self, director: Director, jiffies: int) -> None:
+        super().__init__(0.0)
+        self._director = director
+        self._jiffies = jiffies
+        self._entries: dict[Timed, None] = {}
+
+    def schedule(self, entry: Timed) -> None:
+        """Keep `entry`."""
+        self._entries[entry] = None
+        entry.slot = self
+
+    def forget(self, entry: Timed) -> None:
+        """Let go of `entry`."""
+        self._entries.pop(entry, None)
+
+    def due(self, now: float) -> Timed | None:
+        """Return the entry whose timer fired first, at or before `now`, or None."""
+        fired = [
+            (self._fires(entry), self._interval(entry) - entry.deadline, -index, entry)
+            for index, entry in enumerate(self._entries)
+        ]
+        if not fired or min(fired)[0] > now:
+            return None
+        at, _, _, entry = min(fired)  # of those that fire together, the one armed last
+        del self._entries[entry]
+        self.fired += 1
+        entry.deadline = at  # a template is re-armed from there
+        return entry
+
+    def _fires(self, entry: Timed) -> float:
+        expires = self._jiffies + round(entry.deadline * TICKS_PER_S)
+        distance = round(self._interval(entry) * TICKS_PER_S)
+        level = 0
+        while distance >= 63 << 3 * level:
+            level += 1
+        shift = 3 * level
+        return (((expires >> shift) + 1 << shift) - self._jiffies) / TICKS_PER_S
+
+    def _interval(self, entry: Timed) -> float:
+        """Return the seconds that the entry's timer was last set to."""
+        if isinstance(entry, Template):
+            return entry.timeout
+        assert isinstance(entry, Connection)
+        timeouts = self._director.timeouts
+        return timeouts.tcp[entry.state] if entry.protocol == TCP else timeouts.udp

@@ -1,0 +1,191 @@
+"""The setting of the recordings on the memory datapath: one director facing a wire.
+
+The README beside the recordings describes the setting: addresses, routes, marks.
+"""
+
+from __future__ import annotations
+
+import io
+import ipaddress
+import re
+from typing import Any
+
+from lvskit.cli import lvsadm
+from lvskit.control.api import Control
+from lvskit.core.director import Director
+from lvskit.datapath.memory import DirectorHost, Host, Mark, Network
+from lvskit.plugins import Plugins
+from lvskit.testing.kernel_timers import KernelWheel
+from lvskit.testing.wire import Tree, emitted
+
+TABLE_SIZE = 4096
+"""Of the kernel that was recorded; listings show it."""
+_ADDRESSES = (
+    "192.168.1.175/24",
+    "192.168.1.176/32",
+    "192.168.1.177/32",
+    "2001:db8::175/64",
+    "2001:db8::176/128",
+)
+_GATEWAY = {
+    4: ipaddress.ip_address("192.168.1.1").packed,
+    6: ipaddress.ip_address("2001:db8::1").packed,
+}
+_PROTOCOLS = {"tcp": 6, "udp": 17, "icmp": 1, "sctp": 132}
+_METHODS = {"tunnel": "Tunnel", "local": "Local", "droute": "Route", "masq": "Masq"}
+_HOSTS = {"127.0.0.1": "localhost", "192.168.1.14": "realserver14.example.com"}
+KERNEL_SETTINGS = {
+    "expire_nodest_conn": 0,
+    "expire_quiescent_template": 0,
+    "conn_reuse_mode": 1,
+    "sloppy_tcp": 0,
+    "sloppy_sctp": 0,
+    "secure_tcp": 0,
+    "schedule_icmp": 0,
+    "pmtu_disc": 1,
+    "drop_entry": 0,
+    "drop_packet": 0,
+    "cache_bypass": 0,
+    "snat_reroute": 1,
+    "ignore_tunneled": 0,
+}
+"""The kernel's settings and their values that this director's behaviour stands for."""
+
+
+class Unsupported(Exception):
+    """A scenario needs something that is not installed or not there yet: the reason."""
+
+
+class _Wire(Host):
+    """Everything beyond the director's interface: keeps what the director sends."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network, ())
+        self.seen: list[bytes] = []
+
+    def input(self, packet: bytes) -> None:
+        """Keep `packet`."""
+        self.seen.append(packet)
+
+
+class MemoryWorld:
+    """A director on the memory datapath, set up as a scenario's `director` says.
+
+    Args:
+        scenario: whose setting it is.
+        plugins: what is installed.
+        jiffies: let timers run as late as the kernel's with this tick count at the start; None =
+            exactly on time.
+    """
+
+    def __init__(self, scenario: Tree, plugins: Plugins, jiffies: int | None = None) -> None:
+        setting = scenario["director"]
+        self.network = Network()
+        self._wire = self.network.default = _Wire(self.network)
+        self.host = DirectorHost(
+            self.network, _ADDRESSES, gateway=_GATEWAY, mtu=setting.get("mtu", 1500)
+        )
+        self.host.unreachable.append(ipaddress.ip_network("10.250.0.0/16"))
+        for line in setting.get("routes", []):
+            self._route(line)
+        for rule in setting.get("marks", []):
+            protocol = _PROTOCOLS[rule["proto"]] if "proto" in rule else 0
+            ports = frozenset(rule.get("dports", ()))
+            self.host.marks.append(Mark(rule["dst"], rule["mark"], protocol, ports))
+        self.director = Director(plugins, self.host.routes, size=TABLE_SIZE)
+        if jiffies is not None:
+            self.director.wheel = KernelWheel(self.director, jiffies)
+        self.host.director = self.director
+        self.control = Control(self.director, plugins, lambda: self.network.now)
+        for name, value in scenario.get("sysctls", {}).items():
+            self.setting(name, value)
+
+    def _route(self, line: str) -> None:
+        """Carry out one line of an `ip` batch file, of the kinds that recordings have."""
+        words = line.split()
+        if words[:2] == ["addr", "del"]:
+            self.host.local.remove(ipaddress.ip_network(words[2]))
+        elif words[:3] == ["route", "add", "local"]:
+            self.host.local.append(ipaddress.ip_network(words[3]))
+        elif words[:2] != ["route", "add"] or words[-2:] != ["via", "192.168.1.1"]:
+            raise Unsupported(f"route command {line!r}")
+
+    # --- what a step does ---
+
+    def set_time(self, now: float) -> None:
+        """Let time pass until `now`, seconds since the start."""
+        self.network.advance(now - self.network.now)
+        self.director.expire(self.network.now)
+
+    def setting(self, name: str, value: object) -> None:
+        """Set one of the kernel's settings, which must be to the value it has."""
+        short = name.rpartition(".")[2]
+        if str(KERNEL_SETTINGS.get(short)) != str(value):
+            raise Unsupported(f"setting {short}={value} is not there yet")
+
+    def ipvsadm(self, argv: list[str], stdin: str) -> Tree:
+        """Run a command; return its exit status and output."""
+        out, err = io.StringIO(), io.StringIO()
+        status = lvsadm.run(
+            argv,
+            client=lambda: self.control,
+            stdin=io.StringIO(stdin),
+            stdout=out,
+            stderr=err,
+            prog="ipvsadm",
+            names=lvsadm.Names(hosts=_HOSTS),
+        )
+        if status and (refused := re.search(r"lvskit: (.*)", err.getvalue())):
+            raise Unsupported(refused[1])
+        return {"rc": status, "stdout": out.getvalue(), "stderr": err.getvalue()}
+
+    def send(self, packet: bytes) -> list[Tree]:
+        """Let `packet` arrive; return what the director emits."""
+        self.host.input(packet)
+        return self.emitted(packet)
+
+    def emitted(self, sent: bytes = b"") -> list[Tree]:
+        """Return what was emitted since the last call."""
+        self.network.run()
+        seen, self._wire.seen = self._wire.seen, []
+        return [emitted(packet, sent) for packet in seen]
+
+    # --- what there is ---
+
+    def services(self) -> dict[str, dict[str, list[Any]]]:
+        """Return services and servers with their counts, in the scheduler's order."""
+        self.director.expire(self.network.now)
+        found: dict[str, dict[str, list[Any]]] = {}
+        for service in self.director.services:
+            found[service.name.removesuffix(" IPv6")] = {
+                server.name: [
+                    _METHODS[server.settings.method],
+                    server.weight,
+                    server.activeconns,
+                    server.inactconns,
+                ]
+                for server in service.servers
+            }
+        return found
+
+    def conns(self) -> list[Tree]:
+        """Return the connection table, sorted as recordings are."""
+        rows = [
+            {
+                "proto": row["protocol"],
+                "client": row["client"],
+                "virtual": row["virtual"],
+                "rs": row["server"],
+                "state": row["state"],
+                "expires": max(int(row["expires_s"]), 0),
+            }
+            for row in self.control.call("connections")
+        ]
+        return sorted(rows, key=lambda r: (r["proto"], r["client"], r["virtual"], r["rs"]))
+
+    def timers_fired(self) -> bool:
+        """Whether any connection has ended or any template been re-armed so far."""
+        return self.director.wheel.fired > 0
+
+    def close(self) -> None:
+        """Do nothing: it is all memory."""
