@@ -7,21 +7,19 @@ net/netfilter/ipvs/ip_vs_core.c, by behaviour.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 from lvskit.core import persistence, states
-from lvskit.core.connection import Connection, ConnectionTable
-from lvskit.core.icmp import Refusal, refuse
+from lvskit.core.connection import Connection
+from lvskit.core.icmp import Refusal, quoted_reply, refuse
+from lvskit.core.lifecycle import Lifecycle
 from lvskit.core.packet import Parsed, parse
 from lvskit.core.persistence import Template
 from lvskit.core.service import RealServer, VirtualService
-from lvskit.core.services import Administration
-from lvskit.core.stats import PERIOD_S
-from lvskit.core.timers import Wheel
 from lvskit.errors import PluginError
 from lvskit.interfaces import Registry
-from lvskit.types import NOT_OURS, TCP, UDP, Drop, Reason, Route, Verdict
+from lvskit.types import ICMP, ICMPV6, NOT_OURS, TCP, UDP, Drop, Reason, Route, Verdict
 
 DEFAULT_SIZE: Final = 65536
 _FTP_DATA: Final = 20
@@ -33,7 +31,7 @@ _FULL: Final = Drop(Reason.TABLE_FULL)
 _FAULT: Final = Drop(Reason.PLUGIN_FAULT)
 
 
-class Director(Administration):
+class Director(Lifecycle):
     """A Linux Virtual Server director without any I/O: the brain that datapaths carry.
 
     It has no clock: every method that needs the time is given `now`, monotonic seconds, and `now`
@@ -63,12 +61,7 @@ class Director(Administration):
         now: float = 0.0,
         report: Callable[[PluginError], None] = lambda error: None,
     ) -> None:
-        super().__init__(registry, routes, now)
-        self.timeouts = states.Timeouts()
-        self.table = ConnectionTable(size)
-        self.wheel = Wheel(now)
-        self._report = report
-        self._next_tick = now + PERIOD_S
+        super().__init__(registry, routes, size, now, report)
 
     # --- packets ---
 
@@ -102,27 +95,28 @@ class Director(Administration):
             return _MALFORMED
         if connection is None:
             return self._receive_any(packet, now, mark)
-        connection.deadline = now + self.timeouts.tcp[connection.state]
-        counters = connection.server.counters
-        counters.inpkts += 1
-        counters.inbytes += len(packet)
-        try:
-            return connection.transmit(connection, packet)
-        except Exception as err:  # a stranger's forwarder must not stop the director
-            return self._forwarder_fault(connection, err)
+        deadline = now + self.timeouts.tcp[connection.state]
+        if deadline < connection.deadline:  # the timeout has been shortened
+            self._keep_until(connection, deadline)
+        else:
+            connection.deadline = deadline
+        return self._forward(connection, packet)
 
     def _receive_any(self, packet: bytes, now: float, mark: int) -> Verdict:
         """Do the same for any packet at all."""
         parsed = parse(packet)
         if parsed is None:
             return _MALFORMED
+        if not len(self.services):
+            return NOT_OURS
+        packet = packet[: parsed.length]
+        if parsed.protocol in (ICMP, ICMPV6):
+            return self._relay_error(parsed, packet, now)
         table = self.table.connections.get(parsed.protocol)
-        if not len(self.services) or table is None:
+        if table is None:
             return NOT_OURS
         if parsed.fragment:
             return _FRAGMENT
-        if len(packet) > parsed.length:
-            packet = packet[: parsed.length]
         connection = self._find(table, parsed.flow.key, now)
         if connection is not None and parsed.flags & states.SYN and _is_over(connection):
             # A new connection of the same client reuses the ports of one that has ended.
@@ -135,18 +129,37 @@ class Director(Administration):
             connection = made
         elif not connection.server.available:
             return _REMOVED
-        server = connection.server
-        server.counters.inpkts += 1
-        server.counters.inbytes += len(packet)
         inward = states.INPUT if connection.two_way else states.INPUT_ONLY
         self._advance(connection, inward, parsed.flags, now)
+        verdict = self._forward(connection, packet)
+        if connection.slot is None:  # its first packet: it is not on the wheel yet
+            self._settle(connection)
+        return verdict
+
+    def _relay_error(self, parsed: Parsed, packet: bytes, now: float) -> Verdict:
+        """Send an ICMP error about a real server's packet to that server.
+
+        The server answers the client directly, so it is the server that must learn of an MTU or
+        an unreachable client; state and deadline stay. Source: ip_vs_in_icmp, by behaviour.
+        """
+        flow = quoted_reply(packet, parsed)
+        if flow is None:
+            return NOT_OURS
+        connection = self._find(self.table.connections[flow.protocol], flow.key, now)
+        return NOT_OURS if connection is None else self._forward(connection, packet)
+
+    def _forward(self, connection: Connection, packet: bytes) -> Verdict:
+        """Count a packet and hand it to the connection's forwarder."""
+        counters = connection.server.counters
+        counters.inpkts += 1
+        counters.inbytes += len(packet)
         try:
             return connection.transmit(connection, packet)
-        except Exception as err:
-            return self._forwarder_fault(connection, err)
-        finally:
-            if connection.slot is None:  # one packet, or a first one: not on the wheel yet
-                self._settle(connection)
+        except Exception as err:  # a stranger's forwarder must not stop the director
+            name = connection.server.settings.method
+            text = f"forwarder {name!r} of {connection.server.name} raised {err!r}"
+            self._report(PluginError(text, plugin=name))
+            return _FAULT
 
     def replied(self, packet: bytes, now: float) -> None:
         """Take note of a packet that this host's own sockets send to a client.
@@ -197,7 +210,7 @@ class Director(Administration):
             server = self._choose(service, parsed, parsed.dport == service.port)
             if server is None:
                 return refuse(packet, Refusal.PORT_UNREACHABLE)
-            if not self._make_room(1, now):
+            if not self._make_room(1):
                 return _FULL
             return self._open(service, parsed, server, server.port or parsed.dport)
         except PluginError as err:
@@ -218,7 +231,7 @@ class Director(Administration):
             server = self._choose(service, parsed, True)
             if server is None:
                 return refuse(packet, Refusal.PORT_UNREACHABLE)
-            if not self._make_room(2, now):
+            if not self._make_room(2):
                 return _FULL
             named = own_port and service.port != persistence.FTP
             template = Template(flow.protocol, flow.key, server, server.port if named else 0)
@@ -226,7 +239,7 @@ class Director(Administration):
             self.table.templates[flow.protocol][flow.key] = template
             server.persistconns += 1
             server.take()
-        elif not self._make_room(1, now):
+        elif not self._make_room(1):
             return _FULL
         server = template.server
         dport = server.port if own_port and server.port else parsed.dport
@@ -261,137 +274,6 @@ class Director(Administration):
                 plugin=name,
             )
         return server
-
-    def _open(
-        self, service: VirtualService, parsed: Parsed, server: RealServer, dport: int
-    ) -> Connection:
-        connection = Connection(parsed.protocol, parsed.flow.key, server, dport)
-        server.inactconns += 1  # until its state says that it is active
-        server.counters.conns += 1
-        server.take()
-        if not (service.settings.one_packet and parsed.protocol == UDP):
-            self.table.add(connection)
-        self._tell(service.opened, connection)
-        return connection
-
-    def _settle(self, connection: Connection) -> None:
-        """File a new connection's end; a one-packet connection ends at once."""
-        if self.table.connections[connection.protocol].get(connection.key) is connection:
-            self.wheel.schedule(connection)
-        else:
-            self._close(connection, "expired")
-
-    def _make_room(self, wanted: int, now: float) -> bool:
-        """Shed half-open connections, oldest first, until `wanted` entries fit; or say no."""
-        table = self.table
-        while len(table) + wanted > table.size:
-            if not table.half_open:
-                table.refused += 1
-                return False
-            table.shed += 1
-            self._close(next(iter(table.half_open)), "shed")
-        return True
-
-    # --- the life of a connection ---
-
-    def _advance(
-        self, connection: Connection, transitions: states.Transitions, flags: int, now: float
-    ) -> None:
-        """Move the state as `flags` say, keep the counts, and restart the deadline."""
-        if connection.protocol == UDP:
-            connection.deadline = now + self.timeouts.udp
-            return
-        old, new = connection.state, transitions[connection.state][flags]
-        earlier = connection.deadline
-        connection.deadline = now + self.timeouts.tcp[new]
-        if new == old:
-            return
-        connection.state = new
-        server, active = connection.server, new in states.ACTIVE
-        if active != connection.active:
-            connection.active = active
-            change = 1 if active else -1
-            server.activeconns += change
-            server.inactconns -= change
-        if new == states.ESTABLISHED and connection.template:
-            connection.template.assured = True
-        if new in states.HALF_OPEN:
-            self.table.half_open[connection] = None
-        else:
-            self.table.half_open.pop(connection, None)
-        if connection.slot is not None and connection.deadline < earlier:
-            self.wheel.schedule(connection)
-        self._tell(server.service.state_changed, connection, states.NAMES[old], states.NAMES[new])
-
-    def _close(self, connection: Connection, reason: str) -> None:
-        """Take a connection out of the table and of every count."""
-        self.wheel.forget(connection)
-        self.table.remove(connection)
-        server = connection.server
-        if connection.active:
-            server.activeconns -= 1
-        else:
-            server.inactconns -= 1
-        server.release()
-        if connection.template:
-            connection.template.children -= 1
-        self._tell(server.service.closed, connection, reason)
-
-    def expire(self, now: float) -> None:
-        """End everything whose time has come; fold the statistics on their two-second grid."""
-        while (entry := self.wheel.due(now)) is not None:
-            if isinstance(entry, Connection):
-                self._close(entry, "expired")
-            elif isinstance(entry, Template):
-                if entry.children:  # it outlives its connections, in steps
-                    entry.timeout = persistence.RENEWAL_S
-                    entry.deadline += persistence.RENEWAL_S
-                    self.wheel.schedule(entry)
-                    continue
-                persistence.drop(self.table, entry)
-                entry.server.persistconns -= 1
-                entry.server.release()
-        while now >= self._next_tick:
-            self.tick()
-            self._next_tick += PERIOD_S
-        self.services.sweep(now)
-
-    def next_timer(self) -> float | None:
-        """Return a time before which `expire` has nothing to end; None when nothing is kept."""
-        return self.wheel.next()
-
-    def connections(self, now: float) -> Iterator[Connection | Template]:
-        """Iterate over a snapshot of the table: connections, then persistence templates."""
-        self.expire(now)
-        return iter(self.table)
-
-    def routes_changed(self) -> None:
-        """Ask for the way to every server again; call it when the host's routes have changed."""
-        moved = set()
-        for service in self.services:
-            for server in service.servers:
-                old = server.transmit
-                self._bind(server, server.settings)
-                if server.transmit != old:
-                    moved.add(server)
-        if moved:
-            for entry in self.table:
-                if isinstance(entry, Connection) and entry.server in moved:
-                    entry.transmit = entry.server.transmit
-
-    def _tell(self, observers: tuple[Callable[..., None], ...], *facts: object) -> None:
-        for observer in observers:
-            try:
-                observer(*facts)
-            except Exception as err:
-                name = getattr(observer, "__qualname__", repr(observer))
-                self._report(PluginError(f"observer {name} raised {err!r}", plugin=name))
-
-    def _forwarder_fault(self, connection: Connection, err: Exception) -> Verdict:
-        name = connection.server.settings.method
-        text = f"forwarder {name!r} of {connection.server.name} raised {err!r}"
-        self._report(PluginError(text, plugin=name))
-        return _FAULT
 
 
 def _is_over(connection: Connection) -> bool:

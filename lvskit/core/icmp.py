@@ -1,4 +1,4 @@
-"""Build the ICMP and ICMPv6 errors that a director sends to a client.
+"""Build the ICMP and ICMPv6 errors that a director sends; read those that it is sent.
 
 Sources: RFC 792, RFC 1191, RFC 4443. As the kernel does it: the source is the address that the
 client spoke to (the VIP), an IPv4 error is 576 bytes at most with TOS 0xc0, an IPv6 one 1,280.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-from lvskit.core.packet import checksum
-from lvskit.types import Reason, Reply
+from lvskit.core.packet import Parsed, checksum, parse_quoted
+from lvskit.types import ICMP, Flow, Reason, Reply
 
 
 class Refusal(enum.Enum):
@@ -32,6 +32,8 @@ _REASONS: Final = {
 }
 _QUOTE_V4: Final = 576 - 20 - 8
 _QUOTE_V6: Final = 1280 - 40 - 8
+_RELAYED_V4: Final = frozenset({3, 4, 11})  # unreachable, source quench, time exceeded
+_RELAYED_V6: Final = frozenset({1, 2, 3, 4})  # every error that RFC 4443 defines
 _INTERNETWORK_CONTROL: Final = 0xC0
 
 
@@ -72,3 +74,19 @@ def _error_v6(packet: bytes, refusal: Refusal, mtu: int) -> bytes:
     message = message[:2] + checksum(pseudo + message).to_bytes(2, "big") + message[4:]
     head = bytes((0x60, 0, 0, 0)) + len(message).to_bytes(2, "big") + bytes((58, 64))
     return head + source + target + message
+
+
+def quoted_reply(packet: bytes, parsed: Parsed) -> Flow | None:
+    """Return the flow whose server sent the datagram that an ICMP error in `packet` quotes.
+
+    None where it is no error of the kinds that are relayed, or quotes too little: the quoted IP
+    header and four bytes behind it, the ports, must be there (RFC 792 promises eight).
+    """
+    message = packet[parsed.offset :]
+    relayed = _RELAYED_V4 if parsed.protocol == ICMP else _RELAYED_V6
+    if parsed.fragment or len(message) < 8 or message[0] not in relayed:
+        return None
+    quoted = parse_quoted(message[8:])
+    if quoted is None:
+        return None
+    return Flow(quoted.protocol, quoted.dst, quoted.dport, quoted.src, quoted.sport)

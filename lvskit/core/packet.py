@@ -74,6 +74,26 @@ def parse(packet: bytes) -> Parsed | None:
     )
 
 
+def parse_quoted(quote: bytes) -> Parsed | None:
+    """Return the fields of a datagram that an ICMP error quotes, cut short as it may be.
+
+    None where the IP header is not whole, or the ports are not there, or it is a later fragment.
+    """
+    if len(quote) >= 20 and quote[0] >> 4 == 4:
+        offset = (quote[0] & 15) * 4
+        later = bool(quote[6] & 0x1F or quote[7])
+        protocol, src, dst = quote[9], quote[12:16], quote[16:20]
+    elif len(quote) >= 40 and quote[0] >> 4 == 6:
+        offset, later, protocol, src, dst = 40, False, quote[6], quote[8:24], quote[24:40]
+    else:
+        return None
+    ports = quote[offset : offset + 4]
+    if later or offset < 20 or len(ports) < 4 or protocol not in _TRANSPORT_MINIMUM:
+        return None
+    sport, dport = int.from_bytes(ports[:2], "big"), int.from_bytes(ports[2:], "big")
+    return Parsed(quote[0] >> 4, protocol, src, dst, offset, len(quote), False, sport, dport)
+
+
 def _ipv4(packet: bytes) -> Parsed | None:
     offset = (packet[0] & 15) * 4
     length = packet[2] << 8 | packet[3]

@@ -1,252 +1,110 @@
-"""What operators tell a director: add, edit and remove services and servers, zero, time out.
+"""All virtual services, and the deleted servers that connections still refer to.
 
-Every command checks everything first and then changes everything, or raises and changes nothing.
+Source: Linux net/netfilter/ipvs/ip_vs_ctl.c, by behaviour.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from typing import Final
 
-from lvskit.core.icmp import Refusal, refuse
-from lvskit.core.service import (
-    RealServer,
-    ServerSettings,
-    ServiceKey,
-    ServiceSettings,
-    ServiceTable,
-    VirtualService,
-    check_address,
-    endpoint,
-)
-from lvskit.core.stats import Estimator
-from lvskit.errors import ConfigError, ServerExists
-from lvskit.interfaces import Forwarder, Registry, Scheduler, build_options
-from lvskit.types import Route, Verdict
+from lvskit.core.service import RealServer, ServiceKey, VirtualService
+from lvskit.errors import ServiceExists, ServiceNotFound
+from lvskit.types import Counters
 
-LOCAL = "local"
-"""The forwarding method that a server gets whose address is the director's own."""
+TRASH_S: Final = 120.0
+"""How long a deleted server is remembered after its last connection has gone."""
 
 
-class Administration:
-    """The half of the Director that takes commands.
+class ServiceTable:
+    """All virtual services, and the trash: deleted servers that connections still refer to."""
 
-    Attributes:
-        services: the virtual services.
-    """
+    def __init__(self) -> None:
+        self._services: dict[ServiceKey, VirtualService] = {}
+        self._trash: list[RealServer] = []
+        self._next_sweep: float | None = None
+        self.retired = Counters()  # of services that are gone
 
-    def __init__(
-        self, registry: Registry, routes: Callable[[bytes], Route | None], now: float
-    ) -> None:
-        self._registry = registry
-        self._routes = routes
-        self.services = ServiceTable()
-        self.estimator = Estimator(self.services.counters)
+    def __iter__(self) -> Iterator[VirtualService]:
+        return iter(list(self._services.values()))
 
-    # --- services ---
+    def __len__(self) -> int:
+        return len(self._services)
 
-    def add_service(self, key: ServiceKey, settings: ServiceSettings) -> VirtualService:
-        """Add a virtual service.
-
-        Raises:
-            ServiceExists: `key` is taken.
-            UnknownPlugin: no such scheduler is installed.
-            ConfigError: a setting that cannot be.
-        """
-        self.services.refuse_duplicate(key)
-        _check_service(key, settings)
-        service = VirtualService(key)
-        scheduler = self._scheduler(service, settings)
-        service.scheduler, service.settings = scheduler, settings
-        self.services.add(service)
-        service.observe(list(self._registry.observers(service)))
-        self._registry.notify("service_added", service)
-        return service
-
-    def edit_service(self, key: ServiceKey, settings: ServiceSettings) -> VirtualService:
-        """Give a service other settings; its connections and templates stay as they are.
-
-        Raises: as `add_service`, and `ServiceNotFound`.
-        """
-        service = self.services.get(key)
-        _check_service(key, settings)
-        old = service.settings
-        if _choice(settings) != _choice(old):
-            scheduler = self._scheduler(service, settings)
-            service.scheduler.close()
-            service.scheduler = scheduler
-        service.settings = settings
-        self._registry.notify("service_changed", service)
-        return service
-
-    def remove_service(self, key: ServiceKey, now: float) -> None:
-        """Remove a service and its servers; their connections stay until they end.
-
-        Raises:
-            ServiceNotFound: there is none.
-        """
-        service = self.services.get(key)
-        service.scheduler.close()
-        for server in list(service.servers):
-            self._detach(service, server, now)
-        self.services.remove(service)
-        self._registry.notify("service_removed", service)
-
-    def clear(self, now: float) -> None:
-        """Remove every service (``-C``)."""
-        for service in self.services:
-            self.remove_service(service.key, now)
-
-    def zero(self, key: ServiceKey | None = None) -> None:
-        """Start the statistics of one service, or of all and the total, from 0 again (``-Z``)."""
-        chosen = list(self.services) if key is None else [self.services.get(key)]
-        for service in chosen:
-            for server in service.servers:
-                server.estimator.zero()
-            service.estimator.zero()
-        if key is None:
-            self.estimator.zero()
-
-    def tick(self) -> None:
-        """Fold counters into the statistics that listings show."""
-        for service in self.services:
-            for server in service.servers:
-                server.estimator.tick(server.counters)
-            service.estimator.tick(service.counters)
-        self.estimator.tick(self.services.counters)
-
-    # --- servers ---
-
-    def add_server(
-        self, key: ServiceKey, address: bytes, port: int | None, settings: ServerSettings
-    ) -> RealServer:
-        """Add a real server at the head of a service's list.
-
-        One that was removed while connections referred to it comes back with them and its counts.
-
-        Args:
-            key: the service.
-            address: the server's, packed.
-            port: the server's; None = the service's.
-            settings: weight, forwarding method, thresholds.
-
-        Raises:
-            ServiceNotFound, ServerExists, NotUnicast, OutOfRange, UnknownPlugin, ConfigError.
-        """
-        service = self.services.get(key)
-        port = self.server_port(service, port, settings.method)
-        settings.check(endpoint(address, port))
-        if any(s.address == address and s.port == port for s in service.servers):
-            raise ServerExists(
-                f"real server {endpoint(address, port)} is in {service.name} already"
-            )
-        check_address(address)
-        server = self.services.discarded(key, address, port) or RealServer(service, address, port)
-        self._bind(server, settings)
-        self.services.reclaim(server)
-        if server.service is not service:
-            server.estimator.zero()
-        server.apply(settings)
-        service.attach(server)
-        service.scheduler.server_added(server)
-        self._registry.notify("server_added", service, server)
-        return server
-
-    def edit_server(
-        self, key: ServiceKey, address: bytes, port: int | None, settings: ServerSettings
-    ) -> RealServer:
-        """Give a real server other settings; its connections stay with it.
-
-        Raises: as `add_server`, with `ServerNotFound` in place of `ServerExists`.
-        """
-        service = self.services.get(key)
-        server = service.find(address, self.server_port(service, port, settings.method))
-        settings.check(server.name)
-        self._bind(server, settings)
-        server.apply(settings)
-        service.scheduler.server_updated(server)
-        self._registry.notify("server_changed", service, server)
-        return server
-
-    def remove_server(self, key: ServiceKey, address: bytes, port: int | None, now: float) -> None:
-        """Remove a real server; packets of its connections are dropped until they end.
-
-        Raises:
-            ServiceNotFound, ServerNotFound.
-        """
-        service = self.services.get(key)
-        server = service.find(address, service.port if port is None else port)
-        self._detach(service, server, now)
-        service.scheduler.server_removed(server)
-
-    def _detach(self, service: VirtualService, server: RealServer, now: float) -> None:
-        service.detach(server)
-        self.services.discard(server, now)
-        self._registry.notify("server_removed", service, server)
-
-    def server_port(self, service: VirtualService, port: int | None, method: str) -> int:
-        """Return the port that a server has: its own only where packets are rewritten."""
-        keeps = self._registry.forwarder(method).keeps_port
-        if port is None or (keeps and not service.fwmark):
-            return service.port
-        return port
-
-    # --- binding ---
-
-    def _scheduler(self, service: VirtualService, settings: ServiceSettings) -> Scheduler:
-        spec = self._registry.scheduler(settings.scheduler)
+    def get(self, key: ServiceKey) -> VirtualService:
+        """Return the service; `ServiceNotFound` where there is none."""
         try:
-            flags = {spec.flags[n - 1]: True for n in settings.flags if n <= len(spec.flags)}
-            options = build_options(spec, {**settings.options, **flags})
-        except (TypeError, ValueError) as err:
-            raise ConfigError(f"scheduler {spec.name!r} of {service.name}: {err}") from err
-        try:
-            return spec.factory(service.servers, options)
-        except Exception as err:
-            raise ConfigError(f"scheduler {spec.name!r} of {service.name} failed: {err!r}") from err
+            return self._services[key]
+        except KeyError:
+            raise ServiceNotFound(f"no virtual service {key}") from None
 
-    def _bind(self, server: RealServer, settings: ServerSettings) -> None:
-        """Choose what carries a server's new connections, by its method and its route."""
-        route = self._routes(server.address)
-        forwarder = self._forwarder(server, settings.method, settings)
-        if route is not None and route.local:
-            forwarder = self._forwarder(server, LOCAL, settings)
-        server.route = route
-        if route is None:
-            server.transmit = _unreachable
-        else:
-            forwarder.route_changed(route)
-            server.transmit = forwarder.transmit
-
-    def _forwarder(self, server: RealServer, method: str, settings: ServerSettings) -> Forwarder:
-        if method in server.forwarders and settings.options == server.settings.options:
-            return server.forwarders[method]
-        spec = self._registry.forwarder(method)
-        try:
-            options = build_options(spec, settings.options if method == settings.method else {})
-        except (TypeError, ValueError) as err:
-            raise ConfigError(f"forwarder {method!r} of {server.name}: {err}") from err
-        forwarder = server.forwarders[method] = spec.factory(server, options)
-        return forwarder
-
-
-def _choice(settings: ServiceSettings) -> tuple[object, ...]:
-    """Return what makes an edit replace the scheduler."""
-    return settings.scheduler, dict(settings.options), settings.flags
-
-
-def _unreachable(connection: object, packet: bytes) -> Verdict:
-    """Answer for a server to which there is no route."""
-    return refuse(packet, Refusal.HOST_UNREACHABLE)
-
-
-def _check_service(key: ServiceKey, settings: ServiceSettings) -> None:
-    if settings.persistence_s < 0:
-        raise ConfigError(
-            f"persistence of {settings.persistence_s} s for {key}; allowed: 0 or more"
+    def match(
+        self, protocol: int, address: bytes, port: int, mark: int, version: int
+    ) -> VirtualService | None:
+        """Return the service that claims a packet: by mark, by port, by the whole address."""
+        services = self._services
+        if mark:
+            found = services.get(ServiceKey(fwmark=mark, version=version))
+            if found:
+                return found
+        return services.get(ServiceKey(protocol, address, port, 0, version)) or services.get(
+            ServiceKey(protocol, address, 0, 0, version)
         )
-    if key.port == 0 and not key.fwmark and not settings.persistence_s:
-        raise ConfigError(f"{key}: port 0 (every port) needs persistence (-p)")
-    size = 4 if key.version == 4 else 16
-    if settings.netmask is not None and len(settings.netmask) != size:
-        raise ConfigError(f"netmask of {key}: {len(settings.netmask)} bytes given; allowed: {size}")
+
+    def add(self, service: VirtualService) -> None:
+        """Enter a service; `ServiceExists` where its key is taken."""
+        self.refuse_duplicate(service.key)
+        self._services[service.key] = service
+
+    def refuse_duplicate(self, key: ServiceKey) -> None:
+        """Raise `ServiceExists` where `key` is taken."""
+        if key in self._services:
+            raise ServiceExists(f"virtual service {key} exists already")
+
+    def remove(self, service: VirtualService) -> None:
+        """Take a service out, whose servers have been detached."""
+        del self._services[service.key]
+        self.retired += service.counters
+
+    @property
+    def counters(self) -> Counters:
+        """Everything that passed since the start."""
+        return sum((service.counters for service in self), self.retired)
+
+    # --- the trash (ip_vs_trash_get_dest, ip_vs_dest_trash_expire) ---
+
+    def discard(self, server: RealServer, now: float) -> None:
+        """Remember a detached server while connections refer to it."""
+        if not server.referenced:
+            return
+        if not self._trash:
+            self._next_sweep = now + TRASH_S / 2
+        self._trash.append(server)
+
+    def discarded(self, key: ServiceKey, address: bytes, port: int) -> RealServer | None:
+        """Return a remembered server of the same service, address and port, counters and all."""
+        for server in self._trash:
+            if server.service.key == key and (server.address, server.port) == (address, port):
+                return server
+        return None
+
+    def reclaim(self, server: RealServer) -> None:
+        """Take `server` out of the trash, if it is there."""
+        if server in self._trash:
+            self._trash.remove(server)
+
+    def sweep(self, now: float) -> None:
+        """Forget servers that nothing has referred to for long enough; run every half period."""
+        while self._next_sweep is not None and now >= self._next_sweep:
+            at = self._next_sweep
+            kept = []
+            for server in self._trash:
+                if server.referenced:
+                    kept.append(server)
+                elif server.idle_since is None:
+                    server.idle_since = at
+                    kept.append(server)
+                elif at < server.idle_since + TRASH_S:
+                    kept.append(server)
+            self._trash = kept
+            self._next_sweep = at + TRASH_S / 2 if kept else None

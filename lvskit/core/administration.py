@@ -1,0 +1,265 @@
+"""What operators tell a director: add, edit and remove services and servers, zero, time out.
+
+Every command checks everything first and then changes everything, or raises and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lvskit.core.icmp import Refusal, refuse
+from lvskit.core.service import (
+    RealServer,
+    ServerSettings,
+    ServiceKey,
+    ServiceSettings,
+    VirtualService,
+    check_address,
+    endpoint,
+)
+from lvskit.core.services import ServiceTable
+from lvskit.core.stats import Estimator
+from lvskit.errors import ConfigError, PluginError, ServerExists
+from lvskit.interfaces import Forwarder, Registry, Scheduler, build_options
+from lvskit.types import Route, Verdict
+
+LOCAL = "local"
+"""The forwarding method that a server gets whose address is the director's own."""
+
+
+class Administration:
+    """The half of the Director that takes commands.
+
+    Attributes:
+        services: the virtual services.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        routes: Callable[[bytes], Route | None],
+        report: Callable[[PluginError], None],
+    ) -> None:
+        self._registry = registry
+        self._routes = routes
+        self._report = report
+        self.services = ServiceTable()
+        self.estimator = Estimator(self.services.counters)
+
+    # --- services ---
+
+    def add_service(self, key: ServiceKey, settings: ServiceSettings) -> VirtualService:
+        """Add a virtual service.
+
+        Raises:
+            ServiceExists: `key` is taken.
+            UnknownPlugin: no such scheduler is installed.
+            ConfigError: a setting that cannot be.
+        """
+        self.services.refuse_duplicate(key)
+        _check_service(key, settings)
+        service = VirtualService(key)
+        scheduler = self._scheduler(service, settings)
+        service.scheduler, service.settings = scheduler, settings
+        self.services.add(service)
+        service.observe(list(self._registry.observers(service)))
+        self._registry.notify("service_added", service)
+        return service
+
+    def edit_service(self, key: ServiceKey, settings: ServiceSettings) -> VirtualService:
+        """Give a service other settings; its connections and templates stay as they are.
+
+        Raises: as `add_service`, and `ServiceNotFound`.
+        """
+        service = self.services.get(key)
+        _check_service(key, settings)
+        old = service.settings
+        if _choice(settings) != _choice(old):
+            scheduler = self._scheduler(service, settings)
+            self._tell_scheduler(service, "close")
+            service.scheduler = scheduler
+        service.settings = settings
+        self._registry.notify("service_changed", service)
+        return service
+
+    def remove_service(self, key: ServiceKey, now: float) -> None:
+        """Remove a service and its servers; their connections stay until they end.
+
+        Raises:
+            ServiceNotFound: there is none.
+        """
+        service = self.services.get(key)
+        self._tell_scheduler(service, "close")
+        for server in list(service.servers):
+            self._detach(service, server, now)
+        self.services.remove(service)
+        self._registry.notify("service_removed", service)
+
+    def clear(self, now: float) -> None:
+        """Remove every service (``-C``)."""
+        for service in self.services:
+            self.remove_service(service.key, now)
+
+    def zero(self, key: ServiceKey | None = None) -> None:
+        """Start the statistics of one service, or of all and the total, from 0 again (``-Z``)."""
+        chosen = list(self.services) if key is None else [self.services.get(key)]
+        for service in chosen:
+            for server in service.servers:
+                server.estimator.zero()
+            service.estimator.zero()
+        if key is None:
+            self.estimator.zero()
+
+    def tick(self) -> None:
+        """Fold counters into the statistics that listings show."""
+        for service in self.services:
+            for server in service.servers:
+                server.estimator.tick(server.counters)
+            service.estimator.tick(service.counters)
+        self.estimator.tick(self.services.counters)
+
+    # --- servers ---
+
+    def add_server(
+        self, key: ServiceKey, address: bytes, port: int | None, settings: ServerSettings
+    ) -> RealServer:
+        """Add a real server at the head of a service's list.
+
+        One that was removed while connections referred to it comes back with them and its counts.
+
+        Args:
+            key: the service.
+            address: the server's, packed.
+            port: the server's; None = the service's.
+            settings: weight, forwarding method, thresholds.
+
+        Raises:
+            ServiceNotFound, ServerExists, NotUnicast, OutOfRange, UnknownPlugin, ConfigError.
+        """
+        service = self.services.get(key)
+        port = self.server_port(service, port, settings.method)
+        settings.check(endpoint(address, port))
+        if any(s.address == address and s.port == port for s in service.servers):
+            raise ServerExists(
+                f"real server {endpoint(address, port)} is in {service.name} already"
+            )
+        check_address(address)
+        server = self.services.discarded(key, address, port) or RealServer(service, address, port)
+        self._bind(server, settings)
+        self.services.reclaim(server)
+        if server.service is not service:
+            server.estimator.zero()
+        server.apply(settings)
+        service.attach(server)
+        self._tell_scheduler(service, "server_added", server)
+        self._registry.notify("server_added", service, server)
+        return server
+
+    def edit_server(
+        self, key: ServiceKey, address: bytes, port: int | None, settings: ServerSettings
+    ) -> RealServer:
+        """Give a real server other settings; its connections stay with it.
+
+        Raises: as `add_server`, with `ServerNotFound` in place of `ServerExists`.
+        """
+        service = self.services.get(key)
+        server = service.find(address, self.server_port(service, port, settings.method))
+        settings.check(server.name)
+        self._bind(server, settings)
+        server.apply(settings)
+        self._tell_scheduler(service, "server_updated", server)
+        self._registry.notify("server_changed", service, server)
+        return server
+
+    def remove_server(self, key: ServiceKey, address: bytes, port: int | None, now: float) -> None:
+        """Remove a real server; packets of its connections are dropped until they end.
+
+        Raises:
+            ServiceNotFound, ServerNotFound.
+        """
+        service = self.services.get(key)
+        server = service.find(address, service.port if port is None else port)
+        self._detach(service, server, now)
+        self._tell_scheduler(service, "server_removed", server)
+
+    def _detach(self, service: VirtualService, server: RealServer, now: float) -> None:
+        service.detach(server)
+        self.services.discard(server, now)
+        self._registry.notify("server_removed", service, server)
+
+    def server_port(self, service: VirtualService, port: int | None, method: str) -> int:
+        """Return the port that a server has: its own only where packets are rewritten."""
+        keeps = self._registry.forwarder(method).keeps_port
+        if port is None or (keeps and not service.fwmark):
+            return service.port
+        return port
+
+    # --- binding ---
+
+    def _scheduler(self, service: VirtualService, settings: ServiceSettings) -> Scheduler:
+        spec = self._registry.scheduler(settings.scheduler)
+        try:
+            flags = {spec.flags[n - 1]: True for n in settings.flags if n <= len(spec.flags)}
+            options = build_options(spec, {**settings.options, **flags})
+        except (TypeError, ValueError) as err:
+            raise ConfigError(f"scheduler {spec.name!r} of {service.name}: {err}") from err
+        try:
+            return spec.factory(service.servers, options)
+        except Exception as err:
+            raise ConfigError(f"scheduler {spec.name!r} of {service.name} failed: {err!r}") from err
+
+    def _tell_scheduler(self, service: VirtualService, method: str, *server: RealServer) -> None:
+        """Call a scheduler's method; what it raises is reported, and the command goes on."""
+        try:
+            getattr(service.scheduler, method)(*server)
+        except Exception as err:
+            name = service.settings.scheduler
+            text = f"scheduler {name!r} of {service.name}: {method} raised {err!r}"
+            self._report(PluginError(text, plugin=name))
+
+    def _bind(self, server: RealServer, settings: ServerSettings) -> None:
+        """Choose what carries a server's new connections, by its method and its route."""
+        route = self._routes(server.address)
+        forwarder = self._forwarder(server, settings.method, settings)
+        if route is not None and route.local:
+            forwarder = self._forwarder(server, LOCAL, settings)
+        server.route = route
+        if route is None:
+            server.transmit = _unreachable
+        else:
+            forwarder.route_changed(route)
+            server.transmit = forwarder.transmit
+
+    def _forwarder(self, server: RealServer, method: str, settings: ServerSettings) -> Forwarder:
+        if method in server.forwarders and settings.options == server.settings.options:
+            return server.forwarders[method]
+        spec = self._registry.forwarder(method)
+        try:
+            options = build_options(spec, settings.options if method == settings.method else {})
+        except (TypeError, ValueError) as err:
+            raise ConfigError(f"forwarder {method!r} of {server.name}: {err}") from err
+        forwarder = server.forwarders[method] = spec.factory(server, options)
+        return forwarder
+
+
+def _choice(settings: ServiceSettings) -> tuple[object, ...]:
+    """Return what makes an edit replace the scheduler."""
+    return settings.scheduler, dict(settings.options), settings.flags
+
+
+def _unreachable(connection: object, packet: bytes) -> Verdict:
+    """Answer for a server to which there is no route."""
+    return refuse(packet, Refusal.HOST_UNREACHABLE)
+
+
+def _check_service(key: ServiceKey, settings: ServiceSettings) -> None:
+    if settings.persistence_s < 0:
+        raise ConfigError(
+            f"persistence of {settings.persistence_s} s for {key}; allowed: 0 or more"
+        )
+    if key.port == 0 and not key.fwmark and not settings.persistence_s:
+        raise ConfigError(f"{key}: port 0 (every port) needs persistence (-p)")
+    size = 4 if key.version == 4 else 16
+    if settings.netmask is not None and len(settings.netmask) != size:
+        raise ConfigError(f"netmask of {key}: {len(settings.netmask)} bytes given; allowed: {size}")
