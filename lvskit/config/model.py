@@ -8,11 +8,11 @@ at fault, as msgspec does: ``$.service[0].server[1].weight``.
 from __future__ import annotations
 
 import ipaddress
-import socket
 from typing import Any, Literal
 
 import msgspec
 
+from lvskit.config.names import port_of
 from lvskit.core.service import ServerSettings, ServiceKey, ServiceSettings, endpoint
 from lvskit.errors import ConfigError
 from lvskit.types import TCP, UDP
@@ -115,9 +115,10 @@ class DirectorConfig(
         datapath: by name.
         datapath_options: for the datapath.
         socket: path of the control socket; default: $LVSKIT_SOCKET, else below /run or
-            $XDG_RUNTIME_DIR.
+            $XDG_RUNTIME_DIR; empty = none (for programs that embed a director).
         group: members of this group may use the socket too.
-        state: file that keeps the connections while the daemon restarts; empty = none.
+        state: file that keeps the connections while the daemon restarts; empty = none; default:
+            beside the socket and of its name, with .state (with the datapath memory, none).
     """
 
     size: int = 65536
@@ -223,12 +224,12 @@ def parse_port(text: str, protocol: str) -> int:
     """Return the port that `text` is or names; `ConfigError` where it does neither."""
     if text.isascii() and text.isdigit() and int(text) <= 65535:
         return int(text)
-    try:
-        return socket.getservbyname(text, protocol)
-    except OSError:
+    port = port_of(text, protocol)
+    if port is None:
         raise ConfigError(
             f"port {text!r}: neither 0 to 65535 nor a {protocol} service of this host"
-        ) from None
+        )
+    return port
 
 
 def parse_netmask(netmask: str | int | None, version: int) -> bytes | None:

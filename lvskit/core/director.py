@@ -19,7 +19,19 @@ from lvskit.core.persistence import Template
 from lvskit.core.service import RealServer, VirtualService
 from lvskit.errors import PluginError
 from lvskit.interfaces import Registry
-from lvskit.types import ICMP, ICMPV6, NOT_OURS, TCP, UDP, Drop, Reason, Route, Verdict
+from lvskit.types import (
+    ICMP,
+    ICMPV6,
+    NOT_OURS,
+    TCP,
+    UDP,
+    Counters,
+    Drop,
+    Reason,
+    Reply,
+    Route,
+    Verdict,
+)
 
 DEFAULT_SIZE: Final = 65536
 _FTP_DATA: Final = 20
@@ -73,41 +85,49 @@ class Director(Lifecycle):
             now: the time.
             mark: the firewall mark that the packet carries; 0 = none.
         """
-        connection = None
+        found, timeout = None, 0.0
         try:
             # Bytes 12 to 24 of an IPv4 header without options and of the ports behind it are the
-            # flow's key; 33 are the TCP flags.
-            if packet[0] == 0x45 and packet[9] == TCP:
-                found = self.table.tcp.get(packet[12:24])
-                if (
-                    found is not None
-                    and states.STEADY[found.state][packet[33]]
-                    and packet[6:8] in _WHOLE
-                    and len(packet) == packet[2] << 8 | packet[3]
-                    and len(packet) >= 40
-                    and now < found.deadline
-                    and found.server.available
-                    and not found.two_way
-                    and len(self.services)
-                ):
-                    connection = found
+            # flow's key; 33 are the TCP flags. A packet that changes more than the deadline, or
+            # that is not quite as it should be, gets no timeout here.
+            if packet[0] == 0x45:
+                if packet[9] == TCP:
+                    found = self.table.tcp.get(packet[12:24])
+                    if (
+                        found is not None
+                        and states.STEADY[found.state][packet[33]]
+                        and not found.two_way
+                        and len(packet) >= 40
+                    ):
+                        timeout = self.timeouts.tcp[found.state]
+                elif packet[9] == UDP and len(packet) >= 28:
+                    found = self.table.udp.get(packet[12:24])
+                    timeout = self.timeouts.udp
         except IndexError:
-            return _MALFORMED
-        if connection is None:
+            pass  # too short for that: malformed, or a fragment
+        if (
+            found is None
+            or not timeout
+            or packet[6:8] not in _WHOLE
+            or len(packet) != packet[2] << 8 | packet[3]
+            or now >= found.deadline
+            or not found.server.available
+            or not self.services.by_key
+        ):
             return self._receive_any(packet, now, mark)
-        deadline = now + self.timeouts.tcp[connection.state]
-        if deadline < connection.deadline:  # the timeout has been shortened
-            self._keep_until(connection, deadline)
+        deadline = now + timeout
+        if deadline < found.deadline:  # the timeout has been shortened
+            self._keep_until(found, deadline)
         else:
-            connection.deadline = deadline
-        return self._forward(connection, packet)
+            found.deadline = deadline
+        return self._forward(found, packet)
 
     def _receive_any(self, packet: bytes, now: float, mark: int) -> Verdict:
         """Do the same for any packet at all."""
         parsed = parse(packet)
         if parsed is None:
             return _MALFORMED
-        if not len(self.services):
+        if not self.services.by_key:
             return NOT_OURS
         packet = packet[: parsed.length]
         if parsed.protocol in (ICMP, ICMPV6):
@@ -146,20 +166,30 @@ class Director(Lifecycle):
         if flow is None:
             return NOT_OURS
         connection = self._find(self.table.connections[flow.protocol], flow.key, now)
-        return NOT_OURS if connection is None else self._forward(connection, packet)
+        if connection is None:
+            return NOT_OURS
+        verdict = self._forward(connection, packet)
+        # RFC 1122, 3.2.2: no error is ever sent about an error.
+        return Drop(verdict.reason) if isinstance(verdict, Reply) else verdict
 
     def _forward(self, connection: Connection, packet: bytes) -> Verdict:
         """Count a packet and hand it to the connection's forwarder."""
-        counters = connection.server.counters
+        server = connection.server  # an ICMP error may be about a removed one's packet
+        counters = server.counters if server.available else Counters()
         counters.inpkts += 1
         counters.inbytes += len(packet)
         try:
-            return connection.transmit(connection, packet)
+            verdict = connection.transmit(connection, packet)
         except Exception as err:  # a stranger's forwarder must not stop the director
             name = connection.server.settings.method
             text = f"forwarder {name!r} of {connection.server.name} raised {err!r}"
             self._report(PluginError(text, plugin=name))
             return _FAULT
+        known = self.table.connections[connection.protocol].get(connection.key)
+        if verdict.__class__ is Reply and known is connection and packet[9] != ICMP:
+            counters.outpkts += 1
+            counters.outbytes += len(verdict[0])
+        return verdict
 
     def replied(self, packet: bytes, now: float) -> None:
         """Take note of a packet that this host's own sockets send to a client.
@@ -171,7 +201,7 @@ class Director(Lifecycle):
             return
         key = parsed.dst + parsed.src + (parsed.dport << 16 | parsed.sport).to_bytes(4, "big")
         connection = self._find(self.table.connections[parsed.protocol], key, now)
-        if connection is None or not len(self.services):
+        if connection is None or not self.services.by_key:
             return
         if connection.server.available:
             counters = connection.server.counters

@@ -28,6 +28,7 @@ class Lifecycle(Administration):
         timeouts: how long an idle connection is kept.
         table: connections and templates.
         wheel: when each ends.
+        next_tick, tick_s: when statistics are folded next, and how often.
     """
 
     def __init__(
@@ -42,7 +43,8 @@ class Lifecycle(Administration):
         self.timeouts = states.Timeouts()
         self.table = ConnectionTable(size)
         self.wheel = Wheel(now)
-        self._next_tick = now + PERIOD_S
+        self.tick_s = PERIOD_S
+        self.next_tick = now + self.tick_s
 
     def _open(
         self, service: VirtualService, parsed: Parsed, server: RealServer, dport: int
@@ -124,6 +126,7 @@ class Lifecycle(Administration):
     def expire(self, now: float) -> None:
         """End everything whose time has come; fold the statistics on their two-second grid."""
         while (entry := self.wheel.due(now)) is not None:
+            self.services.sweep(entry.deadline)  # by then, its server was referred to
             if isinstance(entry, Connection):
                 self._close(entry, "expired")
             elif isinstance(entry, Template):
@@ -135,9 +138,9 @@ class Lifecycle(Administration):
                 persistence.drop(self.table, entry)
                 entry.server.persistconns -= 1
                 entry.server.release()
-        while now >= self._next_tick:
+        while now >= self.next_tick:
             self.tick()
-            self._next_tick += PERIOD_S
+            self.next_tick += self.tick_s
         self.services.sweep(now)
 
     def next_timer(self) -> float | None:

@@ -17,24 +17,29 @@ TRASH_S: Final = 120.0
 
 
 class ServiceTable:
-    """All virtual services, and the trash: deleted servers that connections still refer to."""
+    """All virtual services, and the trash: deleted servers that connections still refer to.
+
+    Attributes:
+        by_key: the services.
+        retired: what passed through services that are gone.
+    """
 
     def __init__(self) -> None:
-        self._services: dict[ServiceKey, VirtualService] = {}
+        self.by_key: dict[ServiceKey, VirtualService] = {}
         self._trash: list[RealServer] = []
         self._next_sweep: float | None = None
-        self.retired = Counters()  # of services that are gone
+        self.retired = Counters()
 
     def __iter__(self) -> Iterator[VirtualService]:
-        return iter(list(self._services.values()))
+        return iter(list(self.by_key.values()))
 
     def __len__(self) -> int:
-        return len(self._services)
+        return len(self.by_key)
 
     def get(self, key: ServiceKey) -> VirtualService:
         """Return the service; `ServiceNotFound` where there is none."""
         try:
-            return self._services[key]
+            return self.by_key[key]
         except KeyError:
             raise ServiceNotFound(f"no virtual service {key}") from None
 
@@ -42,7 +47,7 @@ class ServiceTable:
         self, protocol: int, address: bytes, port: int, mark: int, version: int
     ) -> VirtualService | None:
         """Return the service that claims a packet: by mark, by port, by the whole address."""
-        services = self._services
+        services = self.by_key
         if mark:
             found = services.get(ServiceKey(fwmark=mark, version=version))
             if found:
@@ -54,16 +59,16 @@ class ServiceTable:
     def add(self, service: VirtualService) -> None:
         """Enter a service; `ServiceExists` where its key is taken."""
         self.refuse_duplicate(service.key)
-        self._services[service.key] = service
+        self.by_key[service.key] = service
 
     def refuse_duplicate(self, key: ServiceKey) -> None:
         """Raise `ServiceExists` where `key` is taken."""
-        if key in self._services:
+        if key in self.by_key:
             raise ServiceExists(f"virtual service {key} exists already")
 
     def remove(self, service: VirtualService) -> None:
         """Take a service out, whose servers have been detached."""
-        del self._services[service.key]
+        del self.by_key[service.key]
         self.retired += service.counters
 
     @property
@@ -74,9 +79,7 @@ class ServiceTable:
     # --- the trash (ip_vs_trash_get_dest, ip_vs_dest_trash_expire) ---
 
     def discard(self, server: RealServer, now: float) -> None:
-        """Remember a detached server while connections refer to it."""
-        if not server.referenced:
-            return
+        """Remember a detached server: while connections refer to it, and for a while after."""
         if not self._trash:
             self._next_sweep = now + TRASH_S / 2
         self._trash.append(server)

@@ -31,8 +31,7 @@ class Estimator:
     __slots__ = ("_averages", "_folded", "_last", "_zero")
 
     def __init__(self, start: Counters) -> None:
-        self._folded = start
-        self._last = start
+        self._folded = self._last = start + Counters()  # a copy: the counters go on
         self._zero = Counters()
         self._averages = [0, 0, 0, 0, 0]
 

@@ -9,6 +9,8 @@ explain all of a recording.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from lvskit.core.connection import Connection
 from lvskit.core.director import Director
 from lvskit.core.persistence import Template
@@ -20,6 +22,29 @@ FINE = range(0, 64, 2)
 """Tick counts to try for timers of seconds, whose granularity is at most 64 ticks."""
 COARSE = range(0, 4096, 64)
 """What to add for longer ones: 512 ticks for a minute or two, 4,096 for five to fifteen."""
+ESTIMATOR_S = 504 / TICKS_PER_S
+"""Two seconds of the estimator's own timer: 500 ticks, rounded up to the next multiple of 8."""
+ESTIMATOR_PHASES = [step * 8 / TICKS_PER_S for step in range(1, 64)]
+"""When its first tick after the start may fall."""
+
+
+@dataclass(frozen=True)
+class KernelClock:
+    """How the recorded kernel's timers stood at the start.
+
+    Attributes:
+        jiffies: its tick count; None = timers exactly on time.
+        estimator_s: when statistics were folded first.
+    """
+
+    jiffies: int | None = None
+    estimator_s: float = 2.0
+
+    def rule(self, director: Director) -> None:
+        """Let this clock rule a new director's timers."""
+        if self.jiffies is not None:
+            director.wheel = KernelWheel(director, self.jiffies)
+        director.next_tick, director.tick_s = self.estimator_s, ESTIMATOR_S
 
 
 class KernelWheel(Wheel):

@@ -14,8 +14,9 @@ from lvskit.cli import lvsadm
 from lvskit.control.api import Control
 from lvskit.core.director import Director
 from lvskit.datapath.memory import DirectorHost, Host, Mark, Network
+from lvskit.errors import UnknownPlugin
 from lvskit.plugins import Plugins
-from lvskit.testing.kernel_timers import KernelWheel
+from lvskit.testing.kernel_timers import KernelClock
 from lvskit.testing.wire import Tree, emitted
 
 TABLE_SIZE = 4096
@@ -74,11 +75,10 @@ class MemoryWorld:
     Args:
         scenario: whose setting it is.
         plugins: what is installed.
-        jiffies: let timers run as late as the kernel's with this tick count at the start; None =
-            exactly on time.
+        clock: let timers run as late as the kernel's; None = exactly on time.
     """
 
-    def __init__(self, scenario: Tree, plugins: Plugins, jiffies: int | None = None) -> None:
+    def __init__(self, scenario: Tree, plugins: Plugins, clock: KernelClock | None = None) -> None:
         setting = scenario["director"]
         self.network = Network()
         self._wire = self.network.default = _Wire(self.network)
@@ -93,9 +93,10 @@ class MemoryWorld:
             ports = frozenset(rule.get("dports", ()))
             self.host.marks.append(Mark(rule["dst"], rule["mark"], protocol, ports))
         self.director = Director(plugins, self.host.routes, size=TABLE_SIZE)
-        if jiffies is not None:
-            self.director.wheel = KernelWheel(self.director, jiffies)
+        if clock is not None:
+            clock.rule(self.director)
         self.host.director = self.director
+        self.missing = ""
         self.control = Control(self.director, plugins, lambda: self.network.now)
         for name, value in scenario.get("sysctls", {}).items():
             self.setting(name, value)
@@ -124,20 +125,34 @@ class MemoryWorld:
             raise Unsupported(f"setting {short}={value} is not there yet")
 
     def ipvsadm(self, argv: list[str], stdin: str) -> Tree:
-        """Run a command; return its exit status and output."""
+        """Run a command; return its exit status, output, and what was missing for it."""
+        self.missing = ""
         out, err = io.StringIO(), io.StringIO()
         status = lvsadm.run(
             argv,
-            client=lambda: self.control,
+            client=lambda: self,
             stdin=io.StringIO(stdin),
             stdout=out,
             stderr=err,
             prog="ipvsadm",
             names=lvsadm.Names(hosts=_HOSTS),
         )
-        if status and (refused := re.search(r"lvskit: (.*)", err.getvalue())):
-            raise Unsupported(refused[1])
-        return {"rc": status, "stdout": out.getvalue(), "stderr": err.getvalue()}
+        complaint = err.getvalue()
+        reason = self.missing or ("lvskit" in complaint and complaint.strip().splitlines()[-1])
+        return {
+            "rc": status,
+            "stdout": out.getvalue(),
+            "stderr": complaint,
+            "refused": status and reason,
+        }
+
+    def call(self, method: str, params: object = None) -> Any:
+        """Pass a command on to the director, and remember what no plugin is installed for."""
+        try:
+            return self.control.call(method, params)
+        except UnknownPlugin as err:
+            self.missing = f"no {err.kind} {err.name!r} is installed"
+            raise
 
     def send(self, packet: bytes) -> list[Tree]:
         """Let `packet` arrive; return what the director emits."""

@@ -1,0 +1,41 @@
+"""``lvsadm``: ipvsadm's own command line, spoken to a lvskit director."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from lvskit.cli.ipvsadm.run import Client, run
+from lvskit.config.names import Names
+
+__all__ = ["Client", "Names", "main", "run"]
+
+
+def main() -> int:
+    """Run the command line of this process; return the exit status."""
+
+    def connect() -> Client:
+        from lvskit.control.client import connect as dial
+
+        return dial()
+
+    called = Path(sys.argv[0]).name
+    prog = "lvsadm" if called.endswith(".py") else called
+    try:
+        return run(
+            sys.argv[1:],
+            client=connect,
+            stdin=sys.stdin,
+            stdout=sys.stdout,
+            stderr=sys.stderr,
+            prog=prog,
+        )
+    except BrokenPipeError:  # `lvsadm -L | head`
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""The connection table as plain records: out of one director, into the next.
+
+Kept: connections and persistence templates, each with its server by name and the seconds that it
+had left. Not kept: statistics, and what a scheduler remembers for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final, NamedTuple
+
+from lvskit.core import states
+from lvskit.core.connection import Connection
+from lvskit.core.director import Director
+from lvskit.core.persistence import Template
+from lvskit.core.service import RealServer
+from lvskit.types import TCP
+
+_NONE: Final = -1
+_KEY_SIZES: Final = (12, 36)
+_LONGEST_S: Final = 2.0**32
+
+
+class ServerRecord(NamedTuple):
+    """A real server: the fields of its service's key, its address and port, and its overload."""
+
+    service: tuple[int, bytes, int, int, int]
+    address: bytes
+    port: int
+    upper: int
+    overloaded: bool
+
+
+class TemplateRecord(NamedTuple):
+    """A persistence template; `server` is the number of a server record, from 0."""
+
+    server: int
+    protocol: int
+    key: bytes
+    dport: int
+    remaining_s: float
+    timeout_s: float
+    assured: bool
+    retired: bool
+
+
+class ConnectionRecord(NamedTuple):
+    """A connection; `template` is the number of a record or -1, `rank` its turn to be shed or 0."""
+
+    server: int
+    protocol: int
+    key: bytes
+    dport: int
+    remaining_s: float
+    template: int
+    state: int
+    two_way: bool
+    rank: int
+
+
+@dataclass(slots=True)
+class Part:
+    """A piece of a snapshot; the numbers of records go on from one part to the next."""
+
+    servers: list[ServerRecord] = field(default_factory=list)
+    templates: list[TemplateRecord] = field(default_factory=list)
+    connections: list[ConnectionRecord] = field(default_factory=list)
+
+
+def export(director: Director, now: float, size: int = 1000) -> Iterator[Part]:
+    """Yield what `director` remembers, `size` entries at a time, templates first.
+
+    The director may work between two parts: an entry that ends meanwhile is left out, a new one
+    is not looked for, and `remaining_s` counts from `now` all the time.
+    """
+    director.expire(now)
+    table = director.table
+    entries: list[Connection | Template] = [*table.retired]
+    for templates in table.templates.values():
+        entries += templates.values()
+    entries += [*table.tcp.values(), *table.udp.values()]
+    ranks = {connection: rank for rank, connection in enumerate(table.half_open, 1)}
+    servers: dict[RealServer, int] = {}
+    numbers: dict[Template | None, int] = {}
+    rest = iter(entries)
+    while batch := list(islice(rest, size)):
+        part = Part()
+        for entry in batch:
+            if entry.slot is None:
+                continue  # it has ended since
+            server = servers.get(entry.server)
+            if server is None:
+                server = servers[entry.server] = len(servers)
+                upper, overloaded = entry.server.settings.upper, entry.server.overloaded
+                part.servers.append(ServerRecord(*_name(entry.server), upper, overloaded))
+            common = (server, entry.protocol, entry.key, entry.dport, entry.deadline - now)
+            if isinstance(entry, Template):
+                numbers[entry] = len(numbers)
+                end = (entry.timeout, entry.assured, entry in table.retired)
+                part.templates.append(TemplateRecord(*common, *end))
+            else:
+                template, rank = numbers.get(entry.template, _NONE), ranks.get(entry, 0)
+                part.connections.append(
+                    ConnectionRecord(*common, template, entry.state, entry.two_way, rank)
+                )
+        yield part
+
+
+class Restorer:
+    """Brings a snapshot back, part by part, for those servers that the director has again.
+
+    An entry is left out whose server is no more, whose time is over, that the table has no room
+    for, or that cannot be: records are not trusted. Observers hear of each as of a new one.
+
+    Args:
+        director: with its services and servers.
+        start: when the snapshot was made, in the seconds that `now` counts.
+        now: the time.
+    """
+
+    def __init__(self, director: Director, start: float, now: float) -> None:
+        self._director, self._start, self._now = director, start, now
+        self._table = director.table
+        servers = [server for service in director.services for server in service.servers]
+        self._there = {_name(server): server for server in servers}
+        self._servers: list[RealServer | None] = []
+        self._templates: list[Template | None] = []
+        self._ranked: list[tuple[int, Connection]] = []
+
+    def add(self, part: Part) -> None:
+        """Bring back the next part."""
+        for named in part.servers:
+            server = self._there.get(named[:3])
+            self._servers.append(server)
+            if server is not None and 0 < server.settings.upper <= named.upper:
+                server.overloaded = named.overloaded  # as an edit would leave it
+        self._templates += [self._template(record) for record in part.templates]
+        for record in part.connections:
+            self._connection(record)
+
+    def _server(self, record: TemplateRecord | ConnectionRecord) -> RealServer | None:
+        """Return the server of an entry that can be; None for one to leave out."""
+        possible = (
+            len(record.key) in _KEY_SIZES
+            and 0 <= record.dport <= 0xFFFF
+            and 0 < record.remaining_s < _LONGEST_S
+            and 0 <= record.server < len(self._servers)
+        )
+        fits = len(self._table) < self._table.size
+        return self._servers[record.server] if possible and fits else None
+
+    def _template(self, record: TemplateRecord) -> Template | None:
+        server, table = self._server(record), self._table.templates.get(record.protocol)
+        if server is None or table is None or record.key in table:
+            return None
+        if not 0 <= record.timeout_s < _LONGEST_S:
+            return None
+        template = Template(record.protocol, record.key, server, record.dport)
+        template.deadline = self._start + record.remaining_s
+        template.timeout, template.assured = record.timeout_s, record.assured
+        if record.retired:
+            self._table.retired.add(template)
+        else:
+            table[record.key] = template
+        server.persistconns += 1
+        self._director.wheel.schedule(template)
+        return template
+
+    def _connection(self, record: ConnectionRecord) -> None:
+        server, table = self._server(record), self._table.connections.get(record.protocol)
+        deadline = self._start + record.remaining_s
+        states_there = len(states.NAMES) if record.protocol == TCP else 1
+        if server is None or table is None or not 0 <= record.state < states_there:
+            return
+        if record.key in table or deadline <= self._now:
+            return
+        connection = Connection(record.protocol, record.key, server, record.dport)
+        connection.deadline, connection.two_way = deadline, record.two_way
+        connection.state = record.state
+        connection.active = record.state in states.ACTIVE
+        if connection.active:
+            server.activeconns += 1
+        else:
+            server.inactconns += 1
+        if 0 <= record.template < len(self._templates):
+            connection.template = self._templates[record.template]
+        if connection.template is not None:
+            connection.template.children += 1
+        if record.state in states.HALF_OPEN:
+            self._ranked.append((record.rank, connection))
+        self._table.add(connection)
+        self._director.wheel.schedule(connection)
+        self._director._tell(server.service.opened, connection)
+
+    def finish(self) -> int:
+        """End what has run out, and return how many entries the table has."""
+        for _, connection in sorted(self._ranked, key=lambda pair: pair[0]):
+            self._table.half_open[connection] = None
+        self._director.expire(self._now)
+        return len(self._table)
+
+
+def _name(server: RealServer) -> tuple[tuple[int, bytes, int, int, int], bytes, int]:
+    key = server.service.key
+    service = (key.protocol, key.address, key.port, key.fwmark, key.version)
+    return service, server.address, server.port
