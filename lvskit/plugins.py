@@ -67,6 +67,7 @@ class Plugins:
 
     Attributes:
         schedulers, forwarders, datapaths: what is installed, by name.
+        hooks: the names of the hooks that each plugin implements.
         failures: plugins that did not load; the rest go on without them.
     """
 
@@ -76,53 +77,54 @@ class Plugins:
         self.schedulers: dict[str, Provided[SchedulerSpec]] = {}
         self.forwarders: dict[str, Provided[ForwarderSpec]] = {}
         self.datapaths: dict[str, Provided[DatapathSpec]] = {}
+        self.hooks: dict[Source, list[str]] = {}
         self.failures: list[Failure] = []
 
     def add(self, plugin: object, source: Source) -> None:
-        """Register `plugin` (a module or any object with hook implementations), whole or not at all.
+        """Register `plugin`, a module or any object with hooks, whole or not at all.
 
         Raises:
-            PluginError: a misspelt hook, a wrong signature, a record of the wrong type or for
-                another api, or a name that another plugin has taken.
+            PluginError: no hook, a misspelt one, a wrong signature, a record of the wrong type or
+                for another api, or a name that another plugin has taken.
         """
         manager = self._manager
         if manager.is_registered(plugin):
-            raise PluginError(f"{source}: already registered", plugin=source.distribution)
+            first = manager.get_name(plugin)
+            raise PluginError(
+                f"{source}: registered already, as {first}", plugin=source.distribution
+            )
         try:
             manager.register(plugin, name=f"{source.distribution}:{source.entry_point}")
             manager.check_pending()
             records = self._records(plugin, source)
-        except pluggy.PluginValidationError as err:
-            self._forget(plugin)
+        except Exception as err:
+            # Some versions of pluggy keep a plugin whose registration failed.
+            if manager.is_registered(plugin):
+                manager.unregister(plugin)
+            if isinstance(err, PluginError):
+                raise
             raise PluginError(f"{source}: {err}", plugin=source.distribution) from err
-        except Exception:
-            self._forget(plugin)
-            raise
         for table, provided in records:
             table[provided.spec.name] = provided
-
-    def _forget(self, plugin: object) -> None:
-        if self._manager.is_registered(plugin):
-            self._manager.unregister(plugin)
+        callers = manager.get_hookcallers(plugin) or []
+        self.hooks[source] = sorted(caller.name for caller in callers)
 
     def _records(
         self, plugin: object, source: Source
     ) -> list[tuple[dict[str, Provided[Any]], Provided[Any]]]:
         """Call the plugin's own register hooks and check every record against those there are."""
         found: list[tuple[dict[str, Provided[Any]], Provided[Any]]] = []
-        kinds: tuple[tuple[str, type, dict[str, Provided[Any]]], ...] = (
-            ("schedulers", SchedulerSpec, self.schedulers),
-            ("forwarders", ForwarderSpec, self.forwarders),
-            ("datapaths", DatapathSpec, self.datapaths),
-        )
-        callers = self._manager.get_hookcallers(plugin) or []
-        names = {caller.name for caller in callers}
-        for kind, wanted, table in kinds:
-            hook = f"lvskit_register_{kind}"
-            if hook not in names:
+        tables: dict[str, tuple[type, dict[str, Provided[Any]]]] = {
+            "lvskit_register_schedulers": (SchedulerSpec, self.schedulers),
+            "lvskit_register_forwarders": (ForwarderSpec, self.forwarders),
+            "lvskit_register_datapaths": (DatapathSpec, self.datapaths),
+        }
+        for hook, impl in self._implementations(plugin, source):
+            if hook not in tables:
                 continue
+            wanted, table = tables[hook]
             try:
-                specs = list(getattr(plugin, hook)())
+                specs: list[Any] = list(impl.function())  # type: ignore[call-overload]
             except Exception as err:
                 raise PluginError(
                     f"{source}: {hook} raised {err!r}", plugin=source.distribution
@@ -132,12 +134,35 @@ class Plugins:
                 taken = [p for t, p in found if t is table and p.spec.name == spec.name]
                 other = table.get(spec.name) or (taken[0] if taken else None)
                 if other:
+                    kind = hook.removeprefix("lvskit_register_").removesuffix("s")
                     raise PluginError(
-                        f"{kind[:-1]} {spec.name!r} is provided by both {other.source} and "
+                        f"{kind} {spec.name!r} is provided by both {other.source} and "
                         f"{source}; uninstall one, or disable it with {DISABLE_VARIABLE}",
                         plugin=source.distribution,
                     )
                 found.append((table, Provided(spec, source)))
+        return found
+
+    def _implementations(self, plugin: object, source: Source) -> list[tuple[str, pluggy.HookImpl]]:
+        """Return the plugin's hooks by name; a plugin without any is a mistake of its author."""
+        callers = self._manager.get_hookcallers(plugin)
+        if not callers:
+            raise PluginError(
+                f"{source}: {plugin!r} implements no hook; was @lvskit.hookimpl forgotten?",
+                plugin=source.distribution,
+            )
+        found = [
+            (caller.name, impl)
+            for caller in callers
+            for impl in caller.get_hookimpls()
+            if impl.plugin is plugin
+        ]
+        for hook, impl in found:
+            if impl.hookwrapper or impl.wrapper:
+                raise PluginError(
+                    f"{source}: {hook} is a wrapper; hooks of lvskit are not wrapped",
+                    plugin=source.distribution,
+                )
         return found
 
     # --- what the Director asks (lvskit.interfaces.Registry) ---
@@ -245,7 +270,7 @@ def load_plugins(
 def _import(point: importlib.metadata.EntryPoint, source: Source) -> object:
     try:
         return point.load()
-    except Exception as err:  # whatever a stranger's module raises while it is imported
+    except (Exception, SystemExit) as err:  # whatever a stranger's module does when imported
         raise PluginError(
             f"{source}: importing {point.value!r} failed: {err!r}", plugin=source.distribution
         ) from err

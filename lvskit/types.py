@@ -126,7 +126,7 @@ class Drop(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """Answer the client with `packet`, a complete ICMP or ICMPv6 datagram, and drop the original."""
+    """Answer the client with `packet`, a complete ICMP(v6) datagram; drop the original."""
 
     packet: bytes
     reason: Reason

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from pathlib import Path
 
@@ -21,8 +23,11 @@ def main() -> int:
 
     called = Path(sys.argv[0]).name
     prog = "lvsadm" if called.endswith(".py") else called
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # Rules are bytes to ipvsadm, and only a line feed ends a line.
+        sys.stdin.reconfigure(errors="surrogateescape", newline="\n")
     try:
-        return run(
+        status = run(
             sys.argv[1:],
             client=connect,
             stdin=sys.stdin,
@@ -30,11 +35,13 @@ def main() -> int:
             stderr=sys.stderr,
             prog=prog,
         )
-    except BrokenPipeError:  # `lvsadm -L | head`
-        sys.stderr.close()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `lvsadm -L | head`: nobody wants the rest, which is still buffered
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130
+    return status
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from lvskit.config.flags import flag_name, flag_number
 from lvskit.config.model import (
     Config,
     ConnectionStatus,
@@ -37,8 +38,7 @@ from lvskit.core.service import (
     endpoint,
 )
 from lvskit.core.stats import Estimator
-from lvskit.errors import ConfigError, LvskitError, RpcError
-from lvskit.interfaces import SchedulerSpec
+from lvskit.errors import ConfigError, RpcError
 from lvskit.plugins import Plugins
 from lvskit.types import PROTOCOL_NAMES
 
@@ -286,22 +286,6 @@ class Control:
 
     def _apply(self, given: Apply) -> list[str]:
         return reconcile(self, given.config, self._clock())
-
-
-def flag_name(spec: SchedulerSpec, number: int) -> str:
-    """Return the name that listings have for a scheduler's numbered flag."""
-    if number <= len(spec.flags):
-        return f"{spec.name}-{spec.flags[number - 1].replace('_', '-')}"
-    return f"flag-{number}"
-
-
-def flag_number(spec: SchedulerSpec, name: str) -> int:
-    """Return the number of a flag by its name, the scheduler's own or `flag-1` … `flag-3`."""
-    for number in (1, 2, 3):
-        if name in (flag_name(spec, number), f"flag-{number}"):
-            return number
-    allowed = ", ".join(dict.fromkeys(flag_name(spec, n) for n in (1, 2, 3)))
-    raise ConfigError(f"unknown flag {name!r} of scheduler {spec.name}; allowed: {allowed}")
 
 
 def _server_config(server: RealServer) -> Server:

@@ -6,7 +6,6 @@ Every command checks everything first and then changes everything, or raises and
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from lvskit.core.icmp import Refusal, refuse
 from lvskit.core.service import (
@@ -164,8 +163,9 @@ class Administration:
         Raises: as `add_server`, with `ServerNotFound` in place of `ServerExists`.
         """
         service = self.services.get(key)
-        server = service.find(address, self.server_port(service, port, settings.method))
-        settings.check(server.name)
+        port = self.server_port(service, port, settings.method)
+        settings.check(endpoint(address, port))
+        server = service.find(address, port)
         self._bind(server, settings)
         server.apply(settings)
         self._tell_scheduler(service, "server_updated", server)

@@ -166,13 +166,9 @@ class Director(Lifecycle):
         if flow is None:
             return NOT_OURS
         connection = self._find(self.table.connections[flow.protocol], flow.key, now)
-        if connection is None:
-            return NOT_OURS
-        verdict = self._forward(connection, packet)
-        # RFC 1122, 3.2.2: no error is ever sent about an error.
-        return Drop(verdict.reason) if isinstance(verdict, Reply) else verdict
+        return NOT_OURS if connection is None else self._forward(connection, packet, True)
 
-    def _forward(self, connection: Connection, packet: bytes) -> Verdict:
+    def _forward(self, connection: Connection, packet: bytes, is_error: bool = False) -> Verdict:
         """Count a packet and hand it to the connection's forwarder."""
         server = connection.server  # an ICMP error may be about a removed one's packet
         counters = server.counters if server.available else Counters()
@@ -185,10 +181,13 @@ class Director(Lifecycle):
             text = f"forwarder {name!r} of {connection.server.name} raised {err!r}"
             self._report(PluginError(text, plugin=name))
             return _FAULT
-        known = self.table.connections[connection.protocol].get(connection.key)
-        if verdict.__class__ is Reply and known is connection and packet[9] != ICMP:
+        if not isinstance(verdict, Reply):
+            return verdict
+        if is_error:  # RFC 1122, 3.2.2: no error is ever sent about an error
+            return Drop(verdict.reason)
+        if self.table.connections[connection.protocol].get(connection.key) is connection:
             counters.outpkts += 1
-            counters.outbytes += len(verdict[0])
+            counters.outbytes += len(verdict.packet)
         return verdict
 
     def replied(self, packet: bytes, now: float) -> None:

@@ -298,8 +298,10 @@ class VirtualService:
 
 
 def check_address(address: bytes) -> None:
-    """Raise `NotUnicast` where `address` can be no real server's (0/8, multicast, broadcast)."""
+    """Raise `NotUnicast` where `address` can be no real server's, as the kernel judges it."""
     value = ipaddress.ip_address(address)
-    zero = address[0] == 0 if len(address) == 4 else value.is_unspecified
-    if zero or value.is_multicast or address == b"\xff" * 4:
+    refused = value.is_unspecified or value.is_multicast or address == b"\xff" * 4
+    if isinstance(value, ipaddress.IPv6Address):
+        refused = refused or value.is_link_local or value.ipv4_mapped is not None
+    if refused:
         raise NotUnicast(f"{value} is not unicast, so it cannot be a real server")

@@ -40,8 +40,8 @@ class Wheel:
         """File `entry` under its deadline; call again when the deadline has become earlier."""
         deadline = entry.deadline
         if deadline < self._horizon:
-            # Of equal deadlines the one filed last ends first, as in the kernel: a connection before
-            # the template that it was made from, which must not outlive it.
+            # Of equal deadlines the one filed last ends first, as in the kernel: a connection
+            # before the template that it was made from, which must not outlive it.
             entry.slot = self._serial = self._serial - 1
             heapq.heappush(self._current, (deadline, self._serial, entry))
             return
@@ -58,7 +58,7 @@ class Wheel:
         entry.slot = None
 
     def due(self, now: float) -> Timed | None:
-        """Return one entry whose deadline is at or before `now`, or None; it is out of the wheel."""
+        """Take out and return one entry whose deadline is at or before `now`, or None."""
         while True:
             while self._current and self._current[0][0] <= now:
                 _, filing, entry = heapq.heappop(self._current)

@@ -1,1 +1,8 @@
-"""TODO."""
+"""The lab: a whole LVS-TUN cluster in network namespaces, for root and for ordinary users."""
+
+from __future__ import annotations
+
+from lvskit.lab.cluster import Lab, director_command, possible
+from lvskit.lab.topology import HOSTS, VIP, VIP6, Host
+
+__all__ = ["HOSTS", "VIP", "VIP6", "Host", "Lab", "director_command", "possible"]

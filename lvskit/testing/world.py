@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import ipaddress
-import re
 from typing import Any
 
 from lvskit.cli import lvsadm

@@ -6,10 +6,10 @@ import io
 import ipaddress
 
 from lvskit.cli import lvsadm
+from lvskit.cli.demo.stage import CLIENTS, DIRECTOR, SERVERS, VIP
 from lvskit.control.api import Control
 from lvskit.core.director import Director
 from lvskit.datapath.memory import ClientHost, DirectorHost, Network, RealServerHost, Services
-from lvskit.cli.demo.stage import CLIENTS, DIRECTOR, SERVERS, VIP
 from lvskit.plugins import load_plugins
 
 _IPIP = 4

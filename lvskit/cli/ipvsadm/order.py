@@ -2,7 +2,9 @@
 
 It subtracts 32-bit numbers and looks at the sign, so 10.0.0.1 comes after 192.168.1.1 and before
 127.0.0.1, which in turn comes before 192.168.1.1. What a sort makes of such a ring depends on the
-sort; glibc's is a merge sort that halves, so this is one too.
+sort and of the order before it. glibc's is a merge sort that halves, so this is one too; and what
+it is given is what the kernel tells: services in the order of its hash table, whose random seed
+is 0 here, and servers newest first.
 """
 
 from __future__ import annotations
@@ -37,8 +39,14 @@ def merge_sort(items: list[T], compare: Callable[[T, T], int]) -> list[T]:
 
 
 def sorted_by_key(items: list[T], key: Callable[[T], ServiceKey]) -> list[T]:
-    """Return services in the order of listings: by mark, family, protocol, address, port."""
-    keyed = [(key(item), item) for item in items]
+    """Return services in the order of listings: by mark, family, protocol, address, port.
+
+    Args:
+        items: services, oldest first.
+        key: returns what names one.
+    """
+    keyed = [(key(item), item) for item in reversed(items)]
+    keyed.sort(key=lambda pair: (pair[0].fwmark != 0, _bucket(pair[0])))
     return [item for _, item in merge_sort(keyed, lambda a, b: _compare_services(a[0], b[0]))]
 
 
@@ -47,6 +55,16 @@ def sorted_by_address(items: list[T], config: Callable[[T], Server], service: Se
     protocol = "udp" if service.udp is not None else "tcp"
     keyed = [(parse_endpoint(config(item).address, protocol), item) for item in items]
     return [item for _, item in merge_sort(keyed, lambda a, b: _compare_servers(a[0], b[0]))]
+
+
+def _bucket(key: ServiceKey) -> int:
+    """Return a service's place in the kernel's table (ip_vs_svc_hashkey, ip_vs_svc_fwm_hashkey)."""
+    if key.fwmark:
+        return key.fwmark & 0xFF
+    folded = key.protocol ^ key.port >> 8 ^ key.port
+    for word in _words(key.address):
+        folded ^= word
+    return folded & 0xFF
 
 
 def _compare_services(one: ServiceKey, other: ServiceKey) -> int:

@@ -193,7 +193,7 @@ class _Lines:
     def _is_there(self, request: Request) -> bool:
         from lvskit.cli.ipvsadm.show import find
 
-        return request.protocol != "sctp" and find(self._session, request) is not None
+        return find(self._session, request) is not None
 
     def _on_service(self, method: str, request: Request, service: dict[str, Any]) -> None:
         if request.protocol == "sctp":

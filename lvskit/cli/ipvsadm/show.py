@@ -55,9 +55,7 @@ def save(session: Session, request: Request) -> None:
 
 def find(session: Session, request: Request) -> ServiceStatus | None:
     """Return the service that `request` names, if there is one."""
-    key = msgspec.convert(request.name_params(), Service).key()
-    services = _status(session).services
-    return next((service for service in services if service.config.key() == key), None)
+    return _find(_status(session), request)
 
 
 def _show_connections(session: Session, request: Request) -> None:
@@ -70,41 +68,45 @@ def _show_connections(session: Session, request: Request) -> None:
 
 
 def _show_services(session: Session, request: Request) -> None:
-    one = "service-address" in request.given
-    if one:
-        found = None if request.protocol == "sctp" else find(session, request)
+    status = _status(session)
+    in_order = "nosort" not in request.given
+    listing = Listing(_labels(session, request), request.given)
+    if "service-address" in request.given:
+        found = _find(status, request)
         if found is None:
             raise Stop(1, "No such service")
-        services = [found]
+        arranged = _arrange([found], in_order=in_order)
+        shown: object = _rearranged(arranged)[0]
+        heading = []
     else:
-        status = _status(session)
-        services = status.services
-    arranged = _arrange(services, in_order="nosort" not in request.given)
+        arranged = _arrange(status.services, in_order=in_order)
+        shown = msgspec.structs.replace(status, services=_rearranged(arranged))
+        heading = [f"IP Virtual Server version {status.version} (size={status.size})"]
     if "json" in request.given:
-        sorted_services = [
-            msgspec.structs.replace(service, servers=servers) for service, servers in arranged
-        ]
-        shown: object = sorted_services[0]
-        if not one:
-            shown = msgspec.structs.replace(status, services=sorted_services)
         _print_json(session, msgspec.to_builtins(shown))
         return
-    listing = Listing(_labels(session, request), request.given)
-    if not one:
-        session.print(f"IP Virtual Server version {status.version} (size={status.size})")
-    session.print(*listing.titles())
+    session.print(*heading, *listing.titles())
     for service, servers in arranged:
         session.print(*listing.lines(service, servers))
 
 
+def _find(status: Status, request: Request) -> ServiceStatus | None:
+    if request.protocol == "sctp":
+        return None  # none can have been added
+    key = msgspec.convert(request.name_params(), Service).key()
+    return next((service for service in status.services if service.config.key() == key), None)
+
+
+def _rearranged(arranged: Arranged) -> list[ServiceStatus]:
+    return [msgspec.structs.replace(service, servers=servers) for service, servers in arranged]
+
+
 def _arrange(services: list[ServiceStatus], *, in_order: bool) -> Arranged:
     """Return services and their servers in the order of listings, or as the director has them."""
-    # The kernel keeps services by mark in a table of their own, and tells that one last.
-    told = sorted(services, key=lambda service: service.config.fwmark is not None)
     if not in_order:
-        return [(service, service.servers) for service in told]
+        return [(service, service.servers) for service in services]
     arranged = []
-    for service in sorted_by_key(told, lambda service: service.config.key()):
+    for service in sorted_by_key(services, lambda service: service.config.key()):
         servers = sorted_by_address(service.servers, lambda s: s.config, service.config)
         arranged.append((service, servers))
     return arranged

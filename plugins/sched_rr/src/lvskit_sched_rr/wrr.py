@@ -43,11 +43,11 @@ class WeightedRoundRobin(SchedulerBase):
         if not self._top:
             return None
         servers = self.servers
-        began, index = self._position, self._position + 1
+        began, start = self._position, self._position + 1
         restarted = last_pass = False
         end = len(servers)
         while True:
-            for index in range(index, end):
+            for index in range(start, end):
                 server = servers[index]
                 if server.weight >= self._threshold and not server.overloaded:
                     self._position = index
@@ -65,7 +65,7 @@ class WeightedRoundRobin(SchedulerBase):
             last_pass = self._threshold <= self._step
             if last_pass and restarted and began >= 0:
                 end = began + 1
-            index = 0
+            start = 0
 
     def server_added(self, server: RealServer) -> None:
         """Begin again at the head, with steps that fit the weights there are now."""

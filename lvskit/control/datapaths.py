@@ -1,0 +1,158 @@
+"""What the daemon asks of a datapath, and where it finds one by name.
+
+`live` and `memory` are built in; every other name is a `lvskit.DatapathSpec` of a plugin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from lvskit.core.director import Director
+from lvskit.core.service import ServiceKey
+from lvskit.errors import ConfigError, UnknownPlugin
+from lvskit.interfaces import Datapath, DatapathSpec, build_options
+from lvskit.plugins import Plugins
+from lvskit.types import Route
+
+
+class Brain:
+    """What a datapath's factory is given: the director to be, and the clock to call it with.
+
+    Attributes:
+        director: its `receive` takes the packets. A datapath is made before its director, which
+            needs the `routes`, so this is there from `run` on and not in the factory.
+        clock: monotonic seconds.
+    """
+
+    director: Director
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+
+
+class ServicesChanged(Protocol):
+    """Takes note of the services that there are now."""
+
+    def __call__(self, keys: Sequence[ServiceKey]) -> None:
+        """Called before the datapath is opened, and after every command that changed services."""
+
+
+class Body:
+    """A datapath as the daemon uses it: what `Datapath` has not, a datapath may have.
+
+    Attributes:
+        routes, run: the datapath's own.
+        attach: takes the director, first of all.
+        services_changed: see `ServicesChanged`.
+        open: begins to take packets, which wait for `run`; raises `DatapathError` where this host
+            lacks something, before the daemon says that it is ready.
+        close: undoes every change made to the host; called last, also where `run` never was.
+    """
+
+    def __init__(self, datapath: Datapath) -> None:
+        def own(name: str, default: Callable[..., Any]) -> Callable[..., Any]:
+            found: Callable[..., Any] = getattr(datapath, name, default)
+            return found
+
+        self.routes: Callable[[bytes], Route | None] = datapath.routes
+        self.run = datapath.run
+        self.attach: Callable[[Director], None] = own("attach", _ignore)
+        self.services_changed: ServicesChanged = own("services_changed", _ignore)
+        self.open: Callable[[], None] = own("open", _ignore)
+        self.close: Callable[[], None] = own("close", _ignore)
+
+
+def _ignore(*_: object) -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """Options of the datapath `memory`.
+
+    Attributes:
+        addresses: the director's own; the first of an IP version is its source.
+        mtu: of the way to every server.
+    """
+
+    addresses: list[str] = field(default_factory=lambda: ["192.168.1.175", "fd00::175"])
+    mtu: int = 1500
+
+    def __post_init__(self) -> None:
+        for address in self.addresses:
+            ipaddress.ip_address(address)  # a ValueError names it
+        if self.mtu < 1:
+            raise ValueError(f"mtu {self.mtu}; allowed: 1 or more")
+
+
+class MemoryDatapath:
+    """A director alone with its commands: no packets come, and the host stays as it is."""
+
+    def __init__(self, options: MemoryOptions) -> None:
+        self._own = [ipaddress.ip_address(address).packed for address in options.addresses]
+        self._mtu = options.mtu
+
+    def routes(self, address: bytes) -> Route | None:
+        """Return a way to every address of an IP version that the director has one of."""
+        local = address in self._own or ipaddress.ip_address(address).is_loopback
+        for own in self._own:
+            if len(own) == len(address):
+                return Route(address if local else own, self._mtu, local)
+        return None
+
+    async def run(self) -> None:
+        """Wait until cancelled."""
+        await asyncio.Event().wait()
+
+
+def _memory(_: Brain, options: MemoryOptions) -> Datapath:
+    return MemoryDatapath(options)
+
+
+def _live(_: Brain, options: Any) -> Datapath:
+    from lvskit.datapath.live import LiveDatapath
+
+    return LiveDatapath(options)
+
+
+def _builtin(name: str) -> DatapathSpec | None:
+    """Return the record of a datapath that needs no plugin; the live one's code is loaded late."""
+    if name == "memory":
+        summary = "no packets and no privileges: for control and tests"
+        return DatapathSpec(name=name, summary=summary, factory=_memory, options=MemoryOptions)
+    if name == "live":
+        from lvskit.datapath.live import LiveOptions
+
+        summary = "this host's packets, by nftables and raw sockets"
+        return DatapathSpec(name=name, summary=summary, factory=_live, options=LiveOptions)
+    return None
+
+
+BUILTIN: Final = ("live", "memory")
+
+
+def make(name: str, options: Mapping[str, Any], plugins: Plugins, brain: Brain) -> Body:
+    """Return the datapath of that name.
+
+    Raises:
+        UnknownPlugin: there is none of that name.
+        ConfigError: options that it does not take.
+        DatapathError: it cannot work on this host.
+    """
+    spec = _builtin(name)
+    if spec is None:
+        if name not in plugins.datapaths:
+            others = [f"{n} ({p.source})" for n, p in sorted(plugins.datapaths.items())]
+            installed = ", ".join([*BUILTIN, *others])
+            text = f"unknown datapath {name!r}; installed: {installed}"
+            raise UnknownPlugin(text, kind="datapath", name=name)
+        spec = plugins.datapath(name)
+    try:
+        built = build_options(spec, options)
+    except (TypeError, ValueError) as err:
+        raise ConfigError(f"datapath {name!r} (director.datapath_options): {err}") from err
+    return Body(spec.factory(brain, built))

@@ -1,0 +1,121 @@
+"""wlc, lc, sed and nq against exact fractions, and against their own descriptions."""
+
+from __future__ import annotations
+
+import lvskit_sched_wlc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lvskit_sched_wlc.lc import LeastConnection
+from lvskit_sched_wlc.nq import NeverQueue
+from lvskit_sched_wlc.sed import ShortestExpectedDelay
+from lvskit_sched_wlc.wlc import WeightedLeastConnection, overhead
+
+from lvskit import load_plugins
+from lvskit.testing.reference import FractionLc, FractionNq, FractionSed, FractionWlc, Pool
+
+PAIRS = [
+    (WeightedLeastConnection, FractionWlc),
+    (LeastConnection, FractionLc),
+    (ShortestExpectedDelay, FractionSed),
+    (NeverQueue, FractionNq),
+]
+PLACE = st.integers(0, 20)
+WEIGHTS = st.sampled_from([0, 1, 1, 2, 3, 7, 100, 2**31 - 1])
+COUNTS = st.sampled_from([0, 0, 1, 2, 3, 255, 256, 257, 258, 514, 10**6])
+STEPS = st.lists(
+    st.one_of(
+        st.just(("pick",)),
+        st.just(("pick",)),
+        st.tuples(st.just("add"), WEIGHTS),
+        st.tuples(st.just("remove"), PLACE),
+        st.tuples(st.just("edit"), PLACE, WEIGHTS),
+        st.tuples(st.just("overload"), PLACE, st.booleans()),
+        st.tuples(st.just("load"), PLACE, COUNTS, COUNTS),
+        st.tuples(st.just("load"), PLACE, COUNTS, COUNTS),
+    ),
+    max_size=50,
+)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0].__name__)
+@given(st.lists(st.tuples(WEIGHTS, COUNTS, COUNTS), max_size=5), STEPS)
+def test_choices_are_those_of_exact_fractions(pair, servers, steps):
+    pool = Pool(*pair)
+    for weight, active, inactive in servers:
+        pool.add(weight)
+        pool.load(0, active, inactive)
+    for action, *arguments in [*steps, ("pick",)]:
+        if action == "pick":
+            chosen = pool.pick()
+            assert (chosen is None) == all(s.weight == 0 or s.overloaded for s in pool.servers)
+        elif action == "add":
+            pool.add(*arguments)
+        elif pool.servers:
+            place, *rest = arguments
+            getattr(pool, action)(place % len(pool.servers), *rest)
+
+
+def pool_of(factory, *servers: tuple[int, int, int]) -> Pool:
+    """Return a pool of (weight, active, inactive), oldest server first."""
+    pool = Pool(factory)
+    for weight, active, inactive in servers:
+        pool.add(weight)
+        pool.load(0, active, inactive)
+    return pool
+
+
+@pytest.mark.parametrize("factory", [pair[0] for pair in PAIRS])
+def test_the_newest_of_equals_is_chosen(factory):
+    assert pool_of(factory, (1, 0, 0), (1, 0, 0), (1, 0, 0)).pick() == 2
+    assert pool_of(factory, (1, 2, 3), (1, 2, 3), (1, 2, 3)).pick() == 2
+    assert pool_of(factory, (2**31 - 1, 4, 8), (2**31 - 1, 4, 8)).pick() == 1
+
+
+@pytest.mark.parametrize("factory", [pair[0] for pair in PAIRS])
+def test_the_quiesced_and_the_overloaded_are_not(factory):
+    pool = pool_of(factory, (1, 9, 9), (0, 0, 0), (5, 0, 0))
+    pool.overload(0)
+    assert pool.pick() == 0
+    pool.overload(2)
+    assert pool.pick() is None
+    assert Pool(factory).pick() is None
+
+
+def test_an_active_connection_weighs_as_much_as_257_inactive_ones():
+    pool = pool_of(WeightedLeastConnection, (1, 1, 0), (1, 0, 257))
+    assert pool.pick() == 1  # equal: the newest
+    pool.load(0, 0, 258)
+    assert pool.pick() == 0
+    pool.load(0, 0, 256)
+    assert pool.pick() == 1
+    assert overhead(pool.servers[1]) == 257
+
+
+def test_wlc_goes_by_weight_and_lc_does_not():
+    servers = (3, 2, 0), (1, 1, 0)
+    assert pool_of(WeightedLeastConnection, *servers).pick() == 0
+    assert pool_of(LeastConnection, *servers).pick() == 1
+
+
+def test_sed_counts_the_connection_to_come_and_only_active_ones():
+    assert pool_of(ShortestExpectedDelay, (3, 1, 10**6), (1, 0, 0)).pick() == 0
+    assert pool_of(ShortestExpectedDelay, (2, 1, 0), (1, 0, 0)).pick() == 1
+    assert pool_of(WeightedLeastConnection, (3, 1, 10**6), (1, 0, 0)).pick() == 1
+
+
+def test_nq_takes_an_idle_server_whatever_its_weight():
+    assert pool_of(NeverQueue, (1, 0, 0), (100, 1, 0)).pick() == 0
+    assert pool_of(NeverQueue, (1, 0, 0), (100, 0, 10**6)).pick() == 1
+    assert pool_of(NeverQueue, (1, 1, 0), (100, 2, 0)).pick() == 1
+
+
+def test_records():
+    specs = {spec.name: spec for spec in lvskit_sched_wlc.lvskit_register_schedulers()}
+    assert sorted(specs) == ["lc", "nq", "sed", "wlc"]
+    weighted = [name for name, spec in specs.items() if spec.traits.weighted]
+    assert sorted(weighted) == ["nq", "sed", "wlc"]
+    assert all(spec.summary and spec.options is None for spec in specs.values())
+    installed = load_plugins()
+    for name, spec in specs.items():
+        assert installed.scheduler(name).factory is spec.factory

@@ -1,0 +1,146 @@
+"""Rules to configurations, and what is said about lines that are none."""
+
+from __future__ import annotations
+
+import pytest
+
+from lvskit import ConfigError
+from lvskit.config.ipvsadm.words import BadWord, Option, Takes, Words
+from lvskit.config.ipvsadm_lines import from_lines, split_line, to_lines
+from lvskit.config.model import Config, Server, Service, Timeouts
+from lvskit.config.names import Names
+
+NAMES = Names({"192.168.1.14": "rs14.example rs14"})
+
+
+def test_from_lines() -> None:
+    config = from_lines(
+        [
+            "ipvsadm --set 600 0 60",
+            "",
+            "-A -t 192.168.1.176:telnet -s wlc -p",
+            "-a -t 192.168.1.176:telnet -r rs14 -i -w 3 -x 9 -y 2",
+            "-A -f 3 -6 -s rr -M 64 -o -b flag-2",
+            "-a -f 3 -6 -r [2001:db8::1]:80 --forward pigeon --option depth=3",
+        ],
+        NAMES,
+    )
+    assert config == Config(
+        timeouts=Timeouts(tcp=600, udp=60),
+        service=[
+            Service(
+                tcp="192.168.1.176:23",
+                persistent=360,
+                server=[
+                    Server(
+                        address="192.168.1.14:23", weight=3, upper_threshold=9, lower_threshold=2
+                    )
+                ],
+            ),
+            Service(
+                fwmark=3,
+                ipv6=True,
+                scheduler="rr",
+                netmask=64,
+                one_packet=True,
+                flags=["flag-2"],
+                server=[Server(address="[2001:db8::1]:80", method="pigeon", options={"depth": 3})],
+            ),
+        ],
+    )
+
+
+def test_to_lines_keeps_the_order() -> None:
+    servers = [Server(address=f"10.0.0.{n}", method=m) for n, m in ((9, "droute"), (1, "masq"))]
+    config = Config(
+        service=[
+            Service(udp="[2001:db8::1]:53", one_packet=True, netmask=64, server=servers),
+            Service(fwmark=4294967295),
+        ]
+    )
+    assert to_lines(config) == [
+        "-A -u [2001:db8::1]:53 -s wlc -M 64 -o",
+        "-a -u [2001:db8::1]:53 -r 10.0.0.9:53 -g -w 1",
+        "-a -u [2001:db8::1]:53 -r 10.0.0.1:53 -m -w 1",
+        "-A -f 4294967295 -s wlc",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("# a comment", "rules:2: Try `ipvsadm -h'"),
+        ("-A -t 10.0.0.1:81 -Q", "rules:2: -Q: unknown option"),
+        ("-A -t 10.0.0.1:80", "rules:2: service TCP 10.0.0.1:80 is there already"),
+        ("-a -t 10.0.0.1:81 -r 10.0.0.2 -i", "no service TCP 10.0.0.1:81; -A comes first"),
+        ("-D -t 10.0.0.1:80", "'delete-service' makes no rule; allowed: -A, -a, --set"),
+        ("-A --sctp-service 10.0.0.1:80", "SCTP is not balanced yet"),
+        ("-A -t 10.0.0.1:81 --pe sip", "no plugin provides the persistence engine 'sip'"),
+        ("-a -t 10.0.0.1:80 -r 10.0.0.2 -i --tun-type gre", "tunnel type 'gre'"),
+        ("-A -t nope:80", "illegal virtual server address[:port] specified: -A -t nope:80"),
+    ],
+)
+def test_faults(line: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_lines(["-A -t 10.0.0.1:80", line], NAMES)
+    assert message in str(caught.value)
+
+
+def test_server_twice() -> None:
+    lines = ["-A -t 10.0.0.1:80", *["-a -t 10.0.0.1:80 -r 10.0.0.2 -i"] * 2]
+    with pytest.raises(ConfigError, match=r"x:3: server 10\.0\.0\.2:80 is in TCP 10\.0\.0\.1:80"):
+        from_lines(lines, NAMES, "x")
+
+
+def test_split_line() -> None:
+    assert split_line("\t ipvsadm  ipvsadm -L\r\n") == ["-L"]
+    assert split_line("lvsadm -L", "lvsadm") == ["-L"]
+    assert split_line("lvsadm -L") == ["lvsadm", "-L"]
+    assert split_line("\0x -L") == ["", "-L"]
+    assert split_line("  \n") == []
+
+
+OPTIONS = [
+    Option("flag", "f"),
+    Option("value", "v", Takes.VALUE),
+    Option("maybe", "m", Takes.PERHAPS),
+]
+
+
+def read(line: str) -> list[tuple[str, str | None]]:
+    words = Words(line.split(), OPTIONS)
+    found = []
+    while (taken := words.next()) is not None:
+        found.append((taken[0].name, taken[1]))
+    return found + [("", word) for word in words.others]
+
+
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ("-fv5 x", [("flag", None), ("value", "5"), ("", "x")]),
+        ("-fv=5 -v -f", [("flag", None), ("value", "5"), ("value", "-f")]),
+        ("--value=a=b --value --", [("value", "a=b"), ("value", "--")]),
+        ("-m -f -m 3 --maybe=4 -m", [("maybe", None), ("flag", None), ("maybe", "3"),
+         ("maybe", "4"), ("maybe", None)]),
+        ("x -- -f - y", [("", "x"), ("", "-f"), ("", "-"), ("", "y")]),
+    ],
+)  # fmt: skip
+def test_words(line: str, options: list[tuple[str, str | None]]) -> None:
+    assert read(line) == options
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("-fx", "unknown option"),
+        ("--flags", "unknown option"),
+        ("-v", "missing argument"),
+        ("--value", "missing argument"),
+        ("--flag=1", "option does not take an argument"),
+        ("-f=1", "option does not take an argument"),
+    ],
+)
+def test_bad_words(line: str, message: str) -> None:
+    with pytest.raises(BadWord, match=message):
+        read(line)

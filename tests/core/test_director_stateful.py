@@ -1,0 +1,703 @@
+"""The director against the slow model in `director_model`, by sequences that hypothesis invents.
+
+Two machines: one lives through everything that operators, clients and time can do; one has a table
+of six entries, and is short of room all the time. After every step all of the director's state is
+compared with the model's, and what must always be true of the connection table is checked.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from typing import Any
+
+from director_model import (
+    ICMP,
+    ICMPV6,
+    TCP,
+    UDP,
+    Entry,
+    Model,
+    Packet,
+    Server,
+    Service,
+)
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from lvskit import (
+    Connection,
+    Deliver,
+    Director,
+    Drop,
+    NotOurs,
+    PluginError,
+    Reply,
+    Route,
+    ServerSettings,
+    ServiceKey,
+    ServiceSettings,
+    Transmit,
+    Verdict,
+    load_plugins,
+)
+from lvskit.testing import packets
+
+
+def address(text: str) -> bytes:
+    return ipaddress.ip_address(text).packed
+
+
+HERE = {4: address("192.168.1.175"), 16: address("2001:db8::175")}
+VIP, OTHER_VIP, VIP6 = map(address, ("192.168.1.176", "192.168.1.177", "2001:db8::176"))
+CLIENTS = {
+    4: [address(a) for a in ("10.0.0.1", "10.0.0.2", "10.0.1.1")],
+    16: [address(a) for a in ("2001:db8:1::1", "2001:db8:1::2", "2001:db8:2::1")],
+}
+UNREACHABLE = address("10.250.0.1")
+SERVERS = [
+    *map(address, ("192.168.1.11", "192.168.1.12", "192.168.1.13", "2001:db8::11")),
+    HERE[4],
+    UNREACHABLE,
+]
+# Protocol, virtual address, port, mark, version: overlapping on purpose.
+KEYS = [
+    (TCP, VIP, 80, 0, 4),
+    (TCP, VIP, 21, 0, 4),
+    (TCP, VIP, 0, 0, 4),
+    (UDP, VIP, 53, 0, 4),
+    (UDP, VIP, 0, 0, 4),
+    (TCP, VIP6, 80, 0, 6),
+    (UDP, VIP6, 0, 0, 6),
+    (0, b"", 0, 7, 4),
+    (0, b"", 0, 7, 6),
+]
+# What clients ask for: protocol, virtual address, port, mark.
+TARGETS = [
+    (TCP, VIP, 80, 0),
+    (TCP, VIP, 80, 7),
+    (TCP, VIP, 21, 0),
+    (TCP, VIP, 2000, 0),
+    (TCP, VIP, 0, 7),
+    (UDP, VIP, 53, 0),
+    (UDP, VIP, 53, 7),
+    (UDP, VIP, 99, 0),
+    (TCP, OTHER_VIP, 80, 0),
+    (TCP, OTHER_VIP, 80, 7),
+    (TCP, VIP6, 80, 0),
+    (TCP, VIP6, 80, 7),
+    (UDP, VIP6, 53, 0),
+    (UDP, VIP6, 53, 9),
+]
+MASKS = {
+    4: [None, address("255.255.255.0"), address("255.255.254.0"), address("0.0.0.0")],
+    6: [None, address("ffff:ffff:ffff::"), address("ffff:ffff::"), address("::")],
+}
+SCHEDULERS = ("rr", "wrr", "lc", "wlc", "sed", "nq")
+METHODS = {4: "tunnel", 16: "tunnel"}
+SYN = 0x02
+COMMON_FLAGS = [packets.FLAGS[f] for f in "SARFP"] + [0, 0x12, 0x11, 0x03, 0x06, 0x14, 0x13, 0x18]
+PLUGINS = load_plugins()
+
+
+def route(target: bytes) -> Route | None:
+    """Return the way to a server, as the director's host knows it."""
+    if target == UNREACHABLE:
+        return None
+    return Route(HERE[len(target)], 1500, local=target in HERE.values())
+
+
+def how(target: bytes) -> tuple[Any, ...]:
+    """Return what the model should expect of a server's new connections."""
+    found = route(target)
+    if found is None:
+        return "reply", "SERVER_UNREACHABLE"
+    return ("deliver",) if found.local else ("transmit", target)
+
+
+class Events:
+    """An observer that holds what it was told against itself."""
+
+    def __init__(self) -> None:
+        self.states: dict[Any, str] = {}
+
+    def opened(self, connection: Any) -> None:
+        assert connection not in self.states
+        self.states[connection] = connection.state_name
+
+    def state_changed(self, connection: Any, old: str, new: str) -> None:
+        assert self.states[connection] == old != new == connection.state_name
+        self.states[connection] = new
+
+    def closed(self, connection: Any, reason: str) -> None:
+        assert reason in ("expired", "rescheduled", "shed")
+        del self.states[connection]
+
+
+class Registry:
+    """The installed plugins, and one observer for every service."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self.scheduler, self.forwarder = PLUGINS.scheduler, PLUGINS.forwarder
+
+    def observers(self, service: Any) -> list[Any]:
+        return [self._events]
+
+    def notify(self, event: str, service: Any, server: Any = None) -> None:
+        pass
+
+
+def plain(verdict: Verdict) -> tuple[Any, ...]:
+    """Return a verdict as the model names it."""
+    match verdict:
+        case Transmit(packet, _):
+            return "transmit", packet[16:20] if packet[0] >> 4 == 4 else packet[24:40]
+        case Deliver():
+            return ("deliver",)
+        case NotOurs():
+            return ("not ours",)
+        case Drop(reason):
+            return "drop", reason.name
+        case Reply(_, reason):
+            return "reply", reason.name
+
+
+def built(packet: Packet) -> bytes:
+    """Return the bytes of a TCP or UDP packet."""
+    if packet.protocol == TCP:
+        make = packets.tcp(
+            packet.src, packet.sport, packet.dst, packet.dport, packet.flags, ttl=packet.ttl
+        )
+    else:
+        make = packets.udp(packet.src, packet.sport, packet.dst, packet.dport, ttl=packet.ttl)
+    assert len(make) == packet.length
+    return make
+
+
+def sized(protocol: int, target: bytes) -> int:
+    return (20 if len(target) == 4 else 40) + (20 if protocol == TCP else 8)
+
+
+class Both:
+    """A director and a model of it that are told the same."""
+
+    def __init__(self, size: int) -> None:
+        self.events = Events()
+        self.faults: list[PluginError] = []
+        registry: Any = Registry(self.events)
+        self.director = Director(registry, route, size=size, report=self.faults.append)
+        self.model = Model(size)
+        self.now = 0.0
+        self.twins: dict[Server, Any] = {}
+        self.service_twins: dict[Service, Any] = {}
+        self.known: list[tuple[int, bytes, int, bytes, int]] = []
+
+    # --- time ---
+
+    def wait(self, seconds: float, late: bool = False) -> None:
+        """Let time pass; `late`: and let nobody call `expire`."""
+        until = self.now + seconds
+        # Where a template and a connection of its end at the same instant, either may go first:
+        # stop there, and let the model follow the director.
+        instants = {
+            child.deadline
+            for template in self.model.templates()
+            for child in self.model.children(template)
+            if child.deadline <= until and (child.deadline - template.deadline) % 60 == 0
+        }
+        for instant in sorted(instants):
+            self.now = instant
+            self.model.advance(instant, self._template_stays)
+            self.director.expire(instant)
+        self.now = until
+        self.model.advance(until, self._template_stays)
+        if not late:
+            self.director.expire(until)
+
+    def _template_stays(self, template: Entry) -> bool:
+        self.director.expire(self.now)
+        return any(flow_of(e) == template.flow for e in templates_of(self.director))
+
+    # --- commands ---
+
+    def key(self, number: int) -> tuple[int, bytes, int, int, int]:
+        return KEYS[number % len(KEYS)]
+
+    def set_service(
+        self, number: int, scheduler: str, seconds: int, mask: int, one_packet: bool
+    ) -> None:
+        """Add a service, or edit the one that is there."""
+        key = self.key(number)
+        if key[2] == 0 and not key[3]:
+            seconds = seconds or 300
+        netmask = MASKS[key[4]][mask]
+        told = ServiceSettings(
+            scheduler=scheduler, persistence_s=seconds, netmask=netmask, one_packet=one_packet
+        )
+        service = self.model.service(key)
+        if service is None:
+            service = Service(*key)
+            self.model.add_service(service)
+            self.service_twins[service] = self.director.add_service(ServiceKey(*key), told)
+        else:
+            self.director.edit_service(ServiceKey(*key), told)
+        service.persistence, service.mask, service.one_packet = seconds, netmask, one_packet
+
+    def remove_service(self, service: Service) -> None:
+        self.director.expire(self.now)
+        self.director.remove_service(self.service_twins[service].key, self.now)
+        self.model.remove_service(service)
+
+    def set_server(
+        self, service: Service, target: bytes, weight: int, upper: int, lower: int
+    ) -> None:
+        """Add a server, or edit the one that is there."""
+        self.director.expire(self.now)
+        key = self.service_twins[service].key
+        lower = min(lower, upper)
+        told = ServerSettings(weight=weight, upper=upper, lower=lower)
+        found = [s for s in service.servers if s.address == target]
+        if found:
+            server = found[0]
+            self.director.edit_server(key, target, None, told)
+        else:
+            server = self.model.add_server(service, target, service.port)
+            twin = self.director.add_server(key, target, None, told)
+            assert self.twins.setdefault(server, twin) is twin, "not the server that was here"
+        self.model.edit_server(server, how(target), weight, upper=upper, lower=lower)
+
+    def remove_server(self, server: Server) -> None:
+        # An odd fraction of a second: a sweep of the trash never meets a connection's end.
+        self.wait(1 / 64)
+        self.director.remove_server(
+            self.service_twins[server.service].key, server.address, None, self.now
+        )
+        self.model.remove_server(server)
+        self.wait(1 / 64)
+
+    # --- packets ---
+
+    def receive(self, packet: Packet, raw: bytes) -> tuple[Any, ...]:
+        """Let both have a packet; they must agree on the verdict."""
+        verdict = self.director.receive(raw, self.now, packet.mark)
+        got = plain(verdict)
+        if isinstance(verdict, Transmit):
+            inner = verdict.packet[20 if verdict.packet[0] >> 4 == 4 else 40 :]
+            hops = 8 if raw[0] >> 4 == 4 else 7
+            assert inner[hops] == raw[hops] - 1
+            assert len(inner) == packet.length
+
+        def choice(service: Service) -> Server | None:
+            chosen = [s for s in service.servers if s.how == got]
+            if got == ("drop", "TABLE_FULL"):
+                return self.model.usable(service)[0]  # whichever it was, it was for nothing
+            return chosen[0] if chosen else None
+
+        expected = self.model.receive(packet, choice)
+        assert got == expected, f"{got} instead of {expected} for {packet}"
+        if packet.protocol in (TCP, UDP) and packet.flow not in self.known:
+            self.known.append(packet.flow)
+        return got
+
+    def replied(self, packet: Packet) -> None:
+        self.director.replied(built(packet), self.now)
+        self.model.replied(packet)
+
+    def knock(self, target: int, client: int, cport: int, flags: int) -> tuple[Any, ...]:
+        """A client's packet, as likely as not the first of its connection."""
+        protocol, virtual, port, mark = TARGETS[target % len(TARGETS)]
+        src = CLIENTS[len(virtual)][client]
+        flags = flags if protocol == TCP else 0
+        length = sized(protocol, virtual)
+        packet = Packet(protocol, src, cport, virtual, port, length, flags, mark)
+        return self.receive(packet, built(packet))
+
+    def flow(self, number: int) -> tuple[int, bytes, int, bytes, int]:
+        """Return a flow that was seen before, preferring those that have a connection."""
+        live = [flow for flow in self.known if self.model.find(flow)]
+        chosen = live if live and number % 4 else self.known
+        return chosen[number % len(chosen)]
+
+    def go_on(self, number: int, flags: int, ttl: int = 64) -> None:
+        """One more packet of a flow that was seen before."""
+        protocol, src, sport, dst, dport = self.flow(number)
+        flags = flags if protocol == TCP else 0
+        entry = self.model.find((protocol, src, sport, dst, dport))
+        if entry is None or flags & SYN:
+            ttl = 64  # the scheduler's choice must show
+        packet = Packet(protocol, src, sport, dst, dport, sized(protocol, dst), flags, ttl=ttl)
+        self.receive(packet, built(packet))
+
+    # --- comparison ---
+
+    def check(self) -> None:
+        """Compare everything there is."""
+        director, model = self.director, self.model
+        assert not self.faults
+        self._check_table()
+        behind = any(e.deadline <= self.now for e in entries_of(director))
+        there = {(flow_of(e), isinstance(e, Connection)) for e in entries_of(director)}
+        missing = [e.flow for e in model.entries if (e.flow, not e.is_template) not in there]
+        assert not missing
+        for entry in entries_of(director):
+            if entry.deadline > self.now:
+                twin = twin_of(entry, model)
+                assert twin is not None, f"{flow_of(entry)} should not be there"
+                self._compare(entry, twin)
+        if behind:
+            return  # nobody has called `expire`: the counts are those of some time ago
+        assert len(director.table) == len(model.entries) <= director.table.size
+        assert (director.table.shed, director.table.refused) == (model.shed, model.refused)
+        assert set(self.events.states) == set(connections_of(director))
+        self._check_counts()
+
+    def _check_table(self) -> None:
+        """Check what must be true of the table whatever the model says."""
+        table = self.director.table
+        for protocol, connections in table.connections.items():
+            for key, connection in connections.items():
+                assert connection.key == key == connection.flow.key
+                assert connection.protocol == protocol == connection.flow.protocol
+        for protocol, templates in table.templates.items():
+            for key, template in templates.items():
+                assert template.key == key == template.flow.key
+                assert template.protocol == protocol
+                assert template not in table.retired
+        half_open = {c for c in connections_of(self.director) if "SYN" in c.state_name}
+        assert set(table.half_open) == {c for c in half_open if c.state_name != "SYN_SENT"}
+        assert len(table) <= table.size
+        entries = entries_of(self.director)
+        assert len(table) == len(entries) == len(set(entries)) == len(list(table))
+        earliest = min((e.deadline for e in entries), default=None)
+        if earliest is not None:
+            upcoming = self.director.next_timer()
+            assert upcoming is not None
+            assert upcoming <= earliest
+
+    def _compare(self, entry: Any, twin: Entry) -> None:
+        assert entry.deadline == twin.deadline, (flow_of(entry), twin.state)
+        assert entry.dport == twin.dport
+        assert entry.server is self.twins[twin.server], "the flow has changed its server"
+        if isinstance(entry, Connection):
+            assert entry.state_name == twin.state
+            assert entry.active == (entry.state_name in ACTIVE)
+            assert entry.two_way == twin.two_way
+            assert (entry.template is None) == (twin.template is None)
+            if entry.template is not None and twin.template is not None:
+                assert flow_of(entry.template) == twin.template.flow
+        else:
+            assert entry.assured == twin.assured
+            assert entry.state_name == ("ASSURED" if twin.assured else "NONE")
+            assert entry.timeout == twin.timeout
+            assert (entry in self.director.table.retired) == twin.retired
+
+    def _check_counts(self) -> None:
+        model, director = self.model, self.director
+        assert [s.key for s in director.services] == [
+            ServiceKey(s.protocol, s.address, s.port, s.mark, s.version) for s in model.services
+        ]
+        attached = [server for service in model.services for server in service.servers]
+        for server in attached + model.trash:
+            twin = self.twins[server]
+            assert twin.activeconns == model.active(server)
+            assert twin.inactconns == model.inactive(server)
+            assert twin.persistconns == model.persistent(server)
+            assert twin.overloaded == server.overloaded
+            assert twin.available == server.available == (server in attached)
+            compare_tally(twin.counters, server.tally)
+        for service in model.services:
+            there = self.service_twins[service]
+            assert there.servers == [self.twins[s] for s in service.servers]
+            compare_tally(there.counters, service.tally)
+        compare_tally(director.services.counters, model.total)
+        for template in templates_of(director):
+            twin = twin_of(template, model)
+            assert twin is not None
+            assert template.children == len(model.children(twin))
+
+
+ACTIVE = {"ESTABLISHED", "SYN_SENT", "SYN_RECV", "SYNACK"}
+
+
+def compare_tally(counters: Any, tally: Any) -> None:
+    for name in ("conns", "inpkts", "outpkts", "inbytes", "outbytes"):
+        assert getattr(counters, name) == getattr(tally, name) >= 0, name
+
+
+def connections_of(director: Director) -> list[Any]:
+    return [*director.table.tcp.values(), *director.table.udp.values()]
+
+
+def templates_of(director: Director) -> list[Any]:
+    found = [t for templates in director.table.templates.values() for t in templates.values()]
+    return [*found, *director.table.retired]
+
+
+def entries_of(director: Director) -> list[Any]:
+    return connections_of(director) + templates_of(director)
+
+
+def flow_of(entry: Any) -> tuple[int, bytes, int, bytes, int]:
+    return tuple(entry.flow)  # type: ignore[return-value]
+
+
+def twin_of(entry: Any, model: Model) -> Entry | None:
+    """Return the model's entry for the director's one, found by its flow."""
+    is_template = not isinstance(entry, Connection)
+    found = [e for e in model.entries if e.flow == flow_of(entry) and e.is_template == is_template]
+    if len(found) > 1:  # several templates of one client network may have been retired
+        found = [e for e in found if e.deadline == entry.deadline]
+    return found[0] if found else None
+
+
+INDEX = st.integers(0, 40)
+FLAGS = st.sampled_from(COMMON_FLAGS) | st.integers(0, 255)
+SECONDS = st.sampled_from(
+    [0.125, 1, 2, 9.875, 10, 30, 59.875, 60, 61, 119, 120, 300, 301, 900, 1000]
+)
+WEIGHTS = st.sampled_from([0, 1, 1, 1, 2, 3, 100, 2**31 - 1])
+THRESHOLDS = st.sampled_from([0, 0, 0, 1, 2, 3, 4, 5])
+
+
+class DirectorMachine(RuleBasedStateMachine):
+    """All that may happen to a director with room enough."""
+
+    SIZE = 10_000
+
+    @initialize(
+        services=st.lists(
+            st.tuples(INDEX, st.sampled_from([0, 0, 60, 300])), min_size=1, max_size=4
+        ),
+        scheduler=st.sampled_from(SCHEDULERS),
+    )
+    def begin(self, services: Iterable[tuple[int, int]], scheduler: str) -> None:
+        self.both = Both(self.SIZE)
+        for number, persistence in services:
+            self.both.set_service(number, scheduler, persistence, 0, False)
+        for service in self.both.model.services:
+            for target in SERVERS[:3]:
+                self.both.set_server(service, target, 1, 0, 0)
+
+    # --- commands ---
+
+    @rule(
+        number=INDEX,
+        scheduler=st.sampled_from(SCHEDULERS),
+        seconds=st.sampled_from([0, 1, 60, 120, 300]),
+        mask=st.integers(0, 3),
+        one_packet=st.booleans(),
+    )
+    def service(
+        self, number: int, scheduler: str, seconds: int, mask: int, one_packet: bool
+    ) -> None:
+        self.both.set_service(number, scheduler, seconds, mask, one_packet)
+
+    @precondition(lambda self: len(self.both.model.services) > 1)
+    @rule(number=INDEX, all_of_them=st.sampled_from([False] * 7 + [True]))
+    def no_service(self, number: int, all_of_them: bool) -> None:
+        services = list(self.both.model.services)
+        for service in services if all_of_them else [services[number % len(services)]]:
+            self.both.remove_service(service)
+
+    @precondition(lambda self: self.both.model.services)
+    @rule(number=INDEX, aim=INDEX, weight=WEIGHTS, upper=THRESHOLDS, lower=THRESHOLDS)
+    def server(self, number: int, aim: int, weight: int, upper: int, lower: int) -> None:
+        services = self.both.model.services
+        service = services[number % len(services)]
+        self.both.set_server(service, SERVERS[aim % len(SERVERS)], weight, upper, lower)
+
+    @precondition(lambda self: any(s.servers for s in self.both.model.services))
+    @rule(number=INDEX, back_after=st.sampled_from([None, 0, 50, 130, 200]))
+    def no_server(self, number: int, back_after: float | None) -> None:
+        """Remove a server; it may come back while it is remembered, or after."""
+        servers = [server for s in self.both.model.services for server in s.servers]
+        server = servers[number % len(servers)]
+        self.both.remove_server(server)
+        if back_after is not None:
+            self.both.wait(back_after)
+            self.both.set_server(server.service, server.address, 1, 0, 0)
+
+    @rule(
+        tcp=st.sampled_from([0, 5, 100, 2000]),
+        fin=st.sampled_from([0, 1, 300]),
+        udp=st.sampled_from([0, 3, 600]),
+    )
+    def timeouts(self, tcp: float, fin: float, udp: float) -> None:
+        self.both.director.timeouts.set(tcp, fin, udp)
+        self.both.model.set_timeouts(tcp, fin, udp)
+
+    # --- time ---
+
+    @rule(seconds=SECONDS, late=st.booleans())
+    def wait(self, seconds: float, late: bool) -> None:
+        self.both.wait(seconds, late)
+
+    # --- packets ---
+
+    @rule(
+        aim=INDEX,
+        client=st.integers(0, 2),
+        cport=st.sampled_from([0, 20, 1024, 1025, 1026, 65535]),
+        flags=st.sampled_from([SYN, SYN, SYN, 0x12, 0x03, 0x06, 0x10]),
+    )
+    def knock(self, aim: int, client: int, cport: int, flags: int) -> None:
+        self.both.knock(aim, client, cport, flags)
+
+    @rule(aim=INDEX, clients=st.integers(1, 9), handshake=st.booleans())
+    def crowd(self, aim: int, clients: int, handshake: bool) -> None:
+        """Several connections at once, half-open or established."""
+        for number in range(clients):
+            self.both.knock(aim, number % 3, 2000 + number, SYN)
+            if handshake:
+                self.both.knock(aim, number % 3, 2000 + number, 0x10)
+
+    @precondition(lambda self: self.both.known)
+    @rule(number=INDEX, flags=FLAGS, ttl=st.sampled_from([64, 64, 2, 1, 0]))
+    def go_on(self, number: int, flags: int, ttl: int) -> None:
+        self.both.go_on(number, flags, ttl)
+
+    @precondition(lambda self: self.both.known)
+    @rule(number=INDEX, flags=st.lists(FLAGS, min_size=2, max_size=4))
+    def go_on_and_on(self, number: int, flags: list[int]) -> None:
+        for one in flags:
+            self.both.go_on(number, one)
+
+    @precondition(lambda self: self.both.known)
+    @rule(number=INDEX, flags=FLAGS)
+    def reply(self, number: int, flags: int) -> None:
+        """The director's own socket answers; on some other server's connection it is a stray."""
+        protocol, src, sport, dst, dport = self.both.flow(number)
+        flags = flags if protocol == TCP else 0
+        self.both.replied(Packet(protocol, dst, dport, src, sport, sized(protocol, dst), flags))
+
+    @precondition(lambda self: self.both.known)
+    @rule(
+        number=INDEX,
+        kind=st.sampled_from([(3, 1), (3, 4), (4, 1), (11, 3), (5, None), (12, 4), (8, None)]),
+        quote=st.sampled_from([28, 48, 1000, 27, 23]),
+        ttl=st.sampled_from([64, 64, 1]),
+    )
+    def icmp_error(self, number: int, kind: tuple[int, int | None], quote: int, ttl: int) -> None:
+        """Somebody complains about a packet that a server sent to a client."""
+        protocol, src, sport, dst, dport = self.both.flow(number)
+        reply = Packet(protocol, dst, dport, src, sport, sized(protocol, dst), 0x10)
+        raw_reply = built(reply)
+        six = len(dst) == 16
+        quote += 20 if six else 0
+        whole = raw_reply[:quote]
+        enough = len(whole) >= (44 if six else 24) and (kind[1] if six else kind[0] in (3, 4, 11))
+        raw = packets.icmp_error(src, dst, (kind[1] or 137) if six else kind[0], 0, whole)
+        quoted = reply if enough else None
+        protocol = ICMPV6 if six else ICMP
+        changed = bytearray(raw)
+        changed[7 if six else 8] = ttl
+        packet = Packet(protocol, src, 0, dst, 0, len(raw), ttl=ttl, quoted=quoted)
+        self.both.receive(packet, bytes(changed))
+
+    @precondition(lambda self: self.both.known)
+    @rule(number=INDEX, flags=FLAGS, cut=st.integers(1, 60))
+    def truncated(self, number: int, flags: int, cut: int) -> None:
+        """A packet that ends before its header says."""
+        protocol, src, sport, dst, dport = self.both.flow(number)
+        whole = Packet(protocol, src, sport, dst, dport, sized(protocol, dst), flags)
+        raw = built(whole)[:-cut]
+        self.both.receive(Packet(0, src, 0, dst, 0, 0, malformed=True), raw)
+
+    @precondition(lambda self: self.both.known)
+    @rule(number=INDEX, flags=FLAGS, padding=st.binary(min_size=1, max_size=30))
+    def padded(self, number: int, flags: int, padding: bytes) -> None:
+        """A packet with bytes of the link behind it."""
+        protocol, src, sport, dst, dport = self.both.flow(number)
+        flags = flags if protocol == TCP else 0
+        packet = Packet(protocol, src, sport, dst, dport, sized(protocol, dst), flags)
+        self.both.receive(packet, built(packet) + padding)
+
+    @precondition(lambda self: self.both.known)
+    @rule(number=INDEX, offset=st.sampled_from([0, 1, 100]))
+    def fragment(self, number: int, offset: int) -> None:
+        """A piece of a packet: of IPv4, since its flags sit in the header that all packets have."""
+        protocol, src, sport, dst, dport = self.both.flow(number)
+        if len(dst) == 4:
+            body = built(Packet(protocol, src, sport, dst, dport, sized(protocol, dst), SYN))[20:]
+            raw = packets.ip(src, dst, protocol, body[:8], df=False, more=True, offset=offset)
+            packet = Packet(protocol, src, sport, dst, dport, len(raw), fragment=True)
+            self.both.receive(packet, raw)
+
+    @rule(raw=st.sampled_from([b"", b"E", b"\x45" * 19, b"\x55" * 60, b"\x60" * 39, b"\0" * 40]))
+    def junk(self, raw: bytes) -> None:
+        self.both.receive(Packet(0, b"", 0, b"", 0, 0, malformed=True), raw)
+
+    @rule(protocol=st.sampled_from([1, 4, 47, 50, 132]))
+    def stranger(self, protocol: int) -> None:
+        """A protocol that the director has nothing to do with."""
+        raw = packets.ip(CLIENTS[4][0], VIP, protocol, bytes(8))
+        self.both.receive(Packet(protocol, CLIENTS[4][0], 0, VIP, 0, len(raw)), raw)
+
+    # --- always ---
+
+    @invariant()
+    def agree(self) -> None:
+        if hasattr(self, "both"):
+            self.both.check()
+
+
+class FullTableMachine(RuleBasedStateMachine):
+    """A director whose table holds six entries, for persistent and other services: never enough."""
+
+    SIZE = 6
+
+    @initialize(persistence=st.sampled_from([0, 100]))
+    def begin(self, persistence: int) -> None:
+        self.both = Both(self.SIZE)
+        for number in (0, 3):
+            self.both.set_service(number, "wlc", persistence if number == 0 else 0, 0, False)
+        self.both.set_service(2, "rr", 100, 0, False)
+        for service in self.both.model.services:
+            for target in SERVERS[:2]:
+                self.both.set_server(service, target, 1, 0, 0)
+
+    @rule(aim=st.sampled_from([0, 0, 3, 5]), cport=st.integers(1, 12), client=st.integers(0, 2))
+    def knock(self, aim: int, cport: int, client: int) -> None:
+        """A new connection: nobody else's established one may go for it."""
+        model = self.both.model
+        kept = [e for e in model.connections() if e.state not in ("SYN_RECV", "SYNACK")]
+        verdict = self.both.knock(aim, client, cport, SYN)
+        assert all(e in model.entries for e in kept if not e.state.startswith(("TIME", "CLOSE")))
+        if verdict == ("drop", "TABLE_FULL"):
+            assert not [e for e in model.connections() if e.state == "SYN_RECV"]
+
+    @precondition(lambda self: self.both.known)
+    @rule(number=INDEX, flags=st.sampled_from([0x10, 0x10, 0x11, 0x04, SYN]))
+    def go_on(self, number: int, flags: int) -> None:
+        self.both.go_on(number, flags)
+
+    @rule(seconds=st.sampled_from([0.5, 1, 30, 61, 125]), late=st.booleans())
+    def wait(self, seconds: float, late: bool) -> None:
+        self.both.wait(seconds, late)
+
+    @invariant()
+    def agree(self) -> None:
+        if hasattr(self, "both"):
+            self.both.check()
+
+
+def test_director_agrees_with_the_model() -> None:
+    run_state_machine_as_test(
+        DirectorMachine,
+        settings=settings(max_examples=150, stateful_step_count=40, report_multiple_bugs=False),
+    )
+
+
+def test_full_table_agrees_with_the_model() -> None:
+    run_state_machine_as_test(
+        FullTableMachine, settings=settings(max_examples=60, stateful_step_count=40)
+    )

@@ -1,0 +1,51 @@
+"""Fragments against scapy, which puts them together again."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers import inet
+
+from lvskit.core.fragments import fragment
+from lvskit.testing import packets
+
+
+def datagram(length: int, identification: int = 7) -> bytes:
+    payload = bytes(i * 7 & 255 for i in range(length))
+    return packets.ip(
+        "10.0.0.1", "10.0.0.2", 4, payload, df=False, identification=identification, tos=0xB8, ttl=9
+    )
+
+
+@given(st.integers(0, 4000), st.integers(28, 1600), st.integers(0, 65535))
+def test_fragments_make_the_datagram_again(length, mtu, identification):
+    whole = datagram(length, identification)
+    parts = fragment(whole, mtu)
+    if len(whole) <= mtu:
+        assert parts == [whole]
+        return
+    found = [inet.IP(part) for part in parts]
+    end = 0
+    for part, raw in zip(found, parts, strict=True):
+        assert len(raw) == part.len <= mtu
+        assert (part.src, part.dst, part.proto) == ("10.0.0.1", "10.0.0.2", 4)
+        assert (part.id, part.tos, part.ttl, part.ihl) == (identification, 0xB8, 9, 5)
+        assert part.frag * 8 == end
+        assert int(part.flags) == (0 if part is found[-1] else 1)
+        stated = part.chksum
+        del part.chksum
+        assert inet.IP(bytes(part)).chksum == stated
+        end += len(raw) - 20
+    # As few as there can be: each but the last is as long as its offset's unit of 8 bytes allows.
+    assert all(len(raw) + 8 > mtu for raw in parts[:-1])
+    (again,) = inet.defragment([inet.IP(part) for part in parts])
+    del again.len, again.chksum, again.flags
+    assert bytes(again) == whole
+
+
+@pytest.mark.parametrize("length", [1460, 1480, 1481, 65515])
+def test_sizes_at_the_edge(length):
+    parts = fragment(datagram(length), 1500)
+    assert len(parts) == -(-length // 1480)
+    assert b"".join(part[20:] for part in parts) == datagram(length)[20:]

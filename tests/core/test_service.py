@@ -1,0 +1,221 @@
+"""Virtual services and real servers: what they are called, what they refuse, what they count."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lvskit import (
+    TCP,
+    UDP,
+    ConfigError,
+    Counters,
+    RealServer,
+    ServerSettings,
+    ServiceKey,
+    VirtualService,
+)
+from lvskit.core.service import check_address, endpoint
+from lvskit.core.services import ServiceTable
+from lvskit.errors import NotUnicast, OutOfRange, ServerNotFound, ServiceExists, ServiceNotFound
+from lvskit.testing.packets import address
+
+VIP, VIP6 = address("192.168.1.176"), address("2001:db8::176")
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        (ServiceKey.of(TCP, VIP, 80), "TCP 192.168.1.176:80"),
+        (ServiceKey.of(UDP, VIP6, 0), "UDP [2001:db8::176]:0"),
+        (ServiceKey.mark(7), "FWM 7"),
+        (ServiceKey.mark(2**32 - 1, version=6), "FWM 4294967295 IPv6"),
+    ],
+)
+def test_names(key, name):
+    service = VirtualService(key)
+    assert str(key) == service.name == name
+    assert (service.protocol, service.address) == (key.protocol, key.address)
+    assert (service.port, service.fwmark) == (key.port, key.fwmark)
+
+
+def test_the_version_is_the_addresss():
+    assert (ServiceKey.of(TCP, VIP, 80).version, ServiceKey.of(TCP, VIP6, 80).version) == (4, 6)
+    assert ServiceKey.mark(1).version == 4
+    assert endpoint(VIP6, 80) == "[2001:db8::176]:80"
+
+
+@pytest.mark.parametrize(
+    ("error", "make"),
+    [
+        (ConfigError, lambda: ServiceKey.of(132, VIP, 80)),
+        (ConfigError, lambda: ServiceKey.of(TCP, VIP + b"1", 80)),
+        (ConfigError, lambda: ServiceKey.of(TCP, b"", 80)),
+        (OutOfRange, lambda: ServiceKey.of(TCP, VIP, -1)),
+        (OutOfRange, lambda: ServiceKey.of(TCP, VIP, 65536)),
+        (OutOfRange, lambda: ServiceKey.mark(0)),
+        (OutOfRange, lambda: ServiceKey.mark(2**32)),
+        (OutOfRange, lambda: ServerSettings(weight=-1).check("x")),
+        (OutOfRange, lambda: ServerSettings(weight=2**31).check("x")),
+        (OutOfRange, lambda: ServerSettings(upper=-1).check("x")),
+        (OutOfRange, lambda: ServerSettings(upper=2**31).check("x")),
+        (OutOfRange, lambda: ServerSettings(upper=5, lower=6).check("x")),
+        (OutOfRange, lambda: ServerSettings(lower=1).check("x")),
+        (OutOfRange, lambda: ServerSettings(upper=5, lower=-1).check("x")),
+    ],
+)
+def test_values_that_cannot_be(error, make):
+    with pytest.raises(error):
+        make()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ServerSettings(),
+        ServerSettings(weight=0),
+        ServerSettings(weight=2**31 - 1, upper=2**31 - 1, lower=2**31 - 1),
+        ServerSettings(upper=5, lower=5),
+        ServerSettings(upper=5),
+    ],
+)
+def test_values_at_the_edge(settings):
+    settings.check("x")
+    assert ServiceKey.of(TCP, VIP, 65535).port == 65535
+
+
+@pytest.mark.parametrize(
+    ("text", "unicast"),
+    [
+        ("192.168.1.11", True),
+        ("127.0.0.1", True),
+        ("1.0.0.0", True),
+        ("0.0.0.0", False),
+        ("0.1.2.3", False),
+        ("224.0.0.1", False),
+        ("239.255.255.255", False),
+        ("255.255.255.255", False),
+        ("255.255.255.254", True),
+        ("2001:db8::11", True),
+        ("::1", True),
+        ("::2", True),
+        ("::", False),
+        ("ff02::1", False),
+        ("fe80::11", False),
+    ],
+)
+def test_addresses_of_real_servers(text, unicast):
+    if unicast:
+        check_address(address(text))
+    else:
+        with pytest.raises(NotUnicast, match="not unicast"):
+            check_address(address(text))
+
+
+# --- thresholds ---
+
+
+@given(
+    upper=st.integers(0, 12),
+    lower=st.integers(0, 12),
+    steps=st.lists(st.sampled_from(["take", "take", "release"]), max_size=60),
+)
+def test_overload_begins_at_the_upper_threshold_and_ends_below_the_lower_one(upper, lower, steps):
+    """Without a lower one: below three quarters of the upper. Exact, also where 4 is no divisor."""
+    lower = min(lower, upper)
+    server = RealServer(VirtualService(ServiceKey.of(TCP, VIP, 80)), VIP, 80)
+    server.apply(ServerSettings(upper=upper, lower=lower))
+    overloaded = False
+    for step in steps:
+        count = server.activeconns + server.inactconns
+        if step == "take":
+            server.inactconns += 1
+            server.take()
+            overloaded = overloaded or (upper > 0 and count + 1 >= upper)
+        elif count:
+            if server.inactconns:
+                server.inactconns -= 1
+            else:
+                server.activeconns -= 1
+            server.release()
+            overloaded = overloaded and count - 1 >= (lower or upper * 0.75)
+        if server.inactconns > 2:  # some become active; that changes nothing
+            server.inactconns -= 1
+            server.activeconns += 1
+        assert server.overloaded == overloaded
+        assert server.referenced == (server.activeconns + server.inactconns > 0)
+
+
+@pytest.mark.parametrize(("upper", "overloaded"), [(0, False), (4, True), (3, True), (5, False)])
+def test_an_edit_ends_overload_only_by_a_higher_threshold_or_none(upper, overloaded):
+    server = RealServer(VirtualService(ServiceKey.of(TCP, VIP, 80)), VIP, 80)
+    server.apply(ServerSettings(upper=4, weight=3))
+    server.activeconns = 9
+    server.take()
+    assert server.overloaded
+    server.apply(ServerSettings(upper=upper, weight=8))
+    assert (server.overloaded, server.weight) == (overloaded, 8)
+
+
+def test_templates_refer_to_a_server_but_do_not_load_it():
+    server = RealServer(VirtualService(ServiceKey.of(TCP, VIP, 80)), VIP, 80)
+    server.apply(ServerSettings(upper=1))
+    server.persistconns = 5
+    server.take()
+    assert (server.referenced, server.overloaded) == (True, False)
+
+
+# --- counters ---
+
+
+def test_a_services_counters_are_those_of_its_servers_while_they_were_there(service):
+    one, two = (RealServer(service, bytes([10, 0, 0, n]), 80) for n in (1, 2))
+    one.counters.conns = 100  # from another life
+    service.attach(one)
+    service.attach(two)
+    assert service.counters == Counters()
+    one.counters.conns += 1
+    two.counters.inpkts += 5
+    assert service.counters == Counters(conns=1, inpkts=5)
+    service.detach(one)
+    assert service.counters == Counters(conns=1, inpkts=5)
+    service.attach(one)
+    one.counters.conns += 1
+    assert service.counters == Counters(conns=2, inpkts=5)
+    assert service.servers == [one, two]
+    assert service.find(bytes([10, 0, 0, 2]), 80) is two
+
+
+def test_a_server_is_found_by_address_and_port(service, server):
+    assert service.find(server.address, 80) is server
+    for wanted in ((server.address, 81), (bytes([192, 168, 1, 12]), 80)):
+        with pytest.raises(ServerNotFound, match=r"there are: 192\.168\.1\.11:80"):
+            service.find(*wanted)
+    service.detach(server)
+    with pytest.raises(ServerNotFound, match="there are: none"):
+        service.find(server.address, 80)
+
+
+def test_the_total_outlives_services(service, server):
+    table = ServiceTable()
+    table.add(service)
+    with pytest.raises(ServiceExists, match=r"TCP .*:80 exists"):
+        table.add(VirtualService(service.key))
+    server.counters.inbytes = 7
+    assert table.counters == Counters(inbytes=7)
+    service.detach(server)
+    table.remove(service)
+    assert (len(table), list(table)) == (0, [])
+    assert table.counters == Counters(inbytes=7)
+    with pytest.raises(ServiceNotFound):
+        table.get(service.key)
+
+
+def test_a_loop_over_services_may_remove_them(service):
+    table = ServiceTable()
+    table.add(service)
+    table.add(VirtualService(ServiceKey.mark(1)))
+    for one in table:
+        table.remove(one)
+    assert len(table) == 0
