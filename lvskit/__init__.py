@@ -4,29 +4,25 @@ from __future__ import annotations
 
 from importlib.metadata import version as _version
 
-from lvskit.core.connection import Connection
 from lvskit.core.director import Director
 from lvskit.core.icmp import Refusal, refuse
 from lvskit.core.packet import checksum
-from lvskit.core.service import (
-    RealServer,
-    ServerSettings,
-    ServiceKey,
-    ServiceSettings,
-    VirtualService,
-)
+from lvskit.core.service import ServerSettings, ServiceKey, ServiceSettings
 from lvskit.errors import ConfigError, LvskitError, PluginError, UnknownPlugin
 from lvskit.hookspecs import hookimpl
 from lvskit.interfaces import (
+    Connection,
     ConnectionObserver,
     Datapath,
     DatapathSpec,
     Forwarder,
     ForwarderSpec,
+    RealServer,
     Scheduler,
     SchedulerBase,
     SchedulerSpec,
     Traits,
+    VirtualService,
 )
 from lvskit.plugins import load_plugins
 from lvskit.types import (

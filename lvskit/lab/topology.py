@@ -67,7 +67,7 @@ def build_segment(holders: dict[str, int]) -> None:
     """
     from lvskit.hostsetup.netlink import Netlink
 
-    quiet()
+    quiet("all", "default")
     with Netlink() as kernel:
         kernel.add_link("br0", "bridge")
         # Without a querier a snooping bridge forgets who wants neighbour solicitations.
@@ -85,7 +85,7 @@ def build_host(host: Host) -> None:
     """Give a host its addresses; called in its namespace, after `build_segment`."""
     from lvskit.hostsetup.netlink import Netlink
 
-    quiet()
+    quiet("all", "default", "eth0")
     with Netlink() as kernel:
         for name in ("lo", "eth0"):
             kernel.set_link(name, state="up")
@@ -95,11 +95,15 @@ def build_host(host: Host) -> None:
         kernel.add_address(ipaddress.IPv6Address(host.address6), 64, link)
 
 
-def quiet() -> None:
-    """Make this network namespace like any other one, whatever the machine's own settings are."""
+def quiet(*scopes: str) -> None:
+    """Make this network namespace like any other one, whatever the machine's own settings are.
+
+    Args:
+        scopes: "all", "default" (for devices to come) and the devices that are there.
+    """
     from lvskit.hostsetup.changes import write_sysctl
 
-    for scope in ("all", "default"):
+    for scope in scopes:
         # New namespaces take over the machine's IPv4 settings (devconf_inherit_init_net).
         for name, value in {
             "rp_filter": "0",

@@ -19,16 +19,8 @@ from fractions import Fraction
 from math import gcd
 from typing import Any
 
-from lvskit import (
-    TCP,
-    Flow,
-    RealServer,
-    Scheduler,
-    SchedulerBase,
-    ServerSettings,
-    ServiceKey,
-    VirtualService,
-)
+from lvskit import TCP, Flow, Scheduler, SchedulerBase, ServerSettings, ServiceKey
+from lvskit.core.service import RealServer, VirtualService
 
 
 def usable(server: Any) -> bool:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lvskit import TCP, RealServer, ServerSettings, ServiceKey, Verdict, VirtualService
+from lvskit import TCP, ServerSettings, ServiceKey, Verdict
+from lvskit.core.service import RealServer, VirtualService
 from lvskit.types import DELIVER
 
 sys.path.append(str(Path(__file__).parent))

@@ -5,18 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvskit import (
-    DELIVER,
-    TCP,
-    UDP,
-    Connection,
-    Flow,
-    RealServer,
-    ServiceKey,
-    VirtualService,
-)
-from lvskit.core.connection import ConnectionTable, unpack
+from lvskit import DELIVER, TCP, UDP, Flow, ServiceKey
+from lvskit.core.connection import Connection, ConnectionTable, unpack
 from lvskit.core.persistence import Template, drop, retire
+from lvskit.core.service import RealServer, VirtualService
 from lvskit.types import IP
 
 PORTS = st.integers(0, 65535)

@@ -17,13 +17,11 @@ from lvskit import (
     TCP,
     UDP,
     ConfigError,
-    Connection,
     Deliver,
     Director,
     Drop,
     ForwarderSpec,
     PluginError,
-    RealServer,
     Reason,
     Refusal,
     Reply,
@@ -36,11 +34,12 @@ from lvskit import (
     Transmit,
     UnknownPlugin,
     Verdict,
-    VirtualService,
     load_plugins,
     refuse,
 )
+from lvskit.core.connection import Connection
 from lvskit.core.persistence import Template
+from lvskit.core.service import RealServer, VirtualService
 from lvskit.errors import (
     NotUnicast,
     OutOfRange,

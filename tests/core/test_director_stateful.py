@@ -34,7 +34,6 @@ from hypothesis.stateful import (
 )
 
 from lvskit import (
-    Connection,
     Deliver,
     Director,
     Drop,
@@ -49,6 +48,7 @@ from lvskit import (
     Verdict,
     load_plugins,
 )
+from lvskit.core.connection import Connection
 from lvskit.testing import packets
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from lvskit import (
     TCP,
     UDP,
-    Connection,
     Director,
     Reply,
     Route,
@@ -22,6 +21,7 @@ from lvskit import (
     Transmit,
     load_plugins,
 )
+from lvskit.core.connection import Connection
 from lvskit.core.persistence import Template, masked
 from lvskit.testing import packets
 from lvskit.testing.packets import address

@@ -6,17 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvskit import (
-    TCP,
-    UDP,
-    ConfigError,
-    Counters,
-    RealServer,
-    ServerSettings,
-    ServiceKey,
-    VirtualService,
-)
-from lvskit.core.service import check_address, endpoint
+from lvskit import TCP, UDP, ConfigError, Counters, ServerSettings, ServiceKey
+from lvskit.core.service import RealServer, VirtualService, check_address, endpoint
 from lvskit.core.services import ServiceTable
 from lvskit.errors import NotUnicast, OutOfRange, ServerNotFound, ServiceExists, ServiceNotFound
 from lvskit.testing.packets import address
@@ -92,7 +83,7 @@ def test_values_at_the_edge(settings):
         ("127.0.0.1", True),
         ("1.0.0.0", True),
         ("0.0.0.0", False),
-        ("0.1.2.3", False),
+        ("0.1.2.3", True),
         ("224.0.0.1", False),
         ("239.255.255.255", False),
         ("255.255.255.255", False),
@@ -103,6 +94,7 @@ def test_values_at_the_edge(settings):
         ("::", False),
         ("ff02::1", False),
         ("fe80::11", False),
+        ("::ffff:192.168.1.11", False),
     ],
 )
 def test_addresses_of_real_servers(text, unicast):

@@ -21,11 +21,14 @@ class Entry:
 # What happens, in turn: new, file an entry that ends in so many seconds; touch the n-th entry, its
 # deadline moves to later, and the wheel is not told; hurry it, to earlier, and the wheel is told;
 # file it again; forget it; let time pass.
-SECONDS = st.sampled_from([0, 0.125, 0.5, 1, 1.5, 2, 9.75, 10, 60, 61.25, 300, 900, 5000])
+# Many of a second's parts: what happens within the slot that is open is the delicate case.
+PARTS = st.sampled_from([0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75])
+SECONDS = PARTS | st.sampled_from([1, 1.5, 2, 9.75, 10, 60, 61.25, 300, 900, 5000])
 WHICH = st.integers(0, 30)
+ACTIONS = st.sampled_from(["new", "new", "touch", "hurry", "again", "forget"])
 STEPS = st.lists(
-    st.tuples(st.sampled_from(["new", "new", "touch", "hurry", "again", "forget"]), WHICH, SECONDS)
-    | st.tuples(st.just("pass"), WHICH, SECONDS),
+    st.tuples(ACTIONS, WHICH, SECONDS) | st.tuples(st.just("pass"), WHICH, SECONDS),
+    min_size=10,
     max_size=80,
 )
 
@@ -120,6 +123,23 @@ def test_a_touched_entry_costs_one_look_per_deadline_that_it_had():
     assert wheel.due(118.999) is None
     assert wheel.due(119.0) is entry
     assert wheel.fired == 1
+
+
+def test_within_the_open_slot():
+    """Moved to later, moved to earlier, forgotten: the older filing is ignored."""
+    wheel = Wheel(0.0)
+    later, earlier, gone = Entry(0.5), Entry(0.75), Entry(0.5)
+    for entry in (later, earlier, gone):
+        wheel.schedule(entry)
+    assert wheel.due(0.125) is None  # opens the slot
+    later.deadline = 0.875
+    earlier.deadline = 0.25
+    wheel.schedule(earlier)
+    wheel.forget(gone)
+    assert drain(wheel, 0.25) == [earlier]
+    assert drain(wheel, 0.75) == []
+    assert drain(wheel, 1.0) == [later]
+    assert wheel.next() is None
 
 
 def test_an_empty_wheel():

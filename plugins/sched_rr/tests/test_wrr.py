@@ -115,7 +115,7 @@ def test_a_heavier_server_that_joins_waits_for_the_next_cycle():
     pool = Pool(WeightedRoundRobin)
     for weight in (2, 3, 4):
         pool.add(weight)
-    assert picks(pool, 14) == [0, 1, 2, 0, 1, 2, 0, 0, 1, 0, 1, 2, 0, 1]
+    assert picks(pool, 14) == [0, 1, 2, 0, 0, 1, 0, 1, 2, 0, 1, 2, 0, 0]
 
 
 def test_an_edit_begins_again_at_the_head_in_the_same_pass():

@@ -10,10 +10,22 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from lvskit import Connection, RealServer, Refusal, Route, Transmit, Verdict, checksum, refuse
+from lvskit import (
+    Connection,
+    Drop,
+    RealServer,
+    Reason,
+    Refusal,
+    Route,
+    Transmit,
+    Verdict,
+    checksum,
+    refuse,
+)
 
 _HEADER_V4: Final = 20
 _HEADER_V6: Final = 40
+_LARGEST: Final = 65535
 _DF: Final = 0x40
 _CE: Final = 3
 _ECT0: Final = 2
@@ -63,8 +75,11 @@ class Tunnel:
         inner = b"%b%c%c%c%c%b" % (
             packet[:8], ttl - 1, packet[9], total >> 8, total & 0xFF, packet[12:]
         )  # fmt: skip
-        if len(packet) > self._mtu and packet[6] & _DF:
-            return refuse(inner, Refusal.TOO_BIG, mtu=self._mtu)
+        if len(packet) > self._mtu:
+            if packet[6] & _DF:
+                return refuse(inner, Refusal.TOO_BIG, mtu=self._mtu)
+            if len(packet) + _HEADER_V4 > _LARGEST and len(self._target) == 4:
+                return Drop(Reason.TOO_BIG)  # no header can say how long it is
         # Bytes 1 to 4 are TOS and length; 6 to 7 hold DF.
         known = packet[1:4] + packet[6:9]
         header = self._headers.get(known)

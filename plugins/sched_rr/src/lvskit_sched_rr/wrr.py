@@ -31,7 +31,9 @@ class WeightedRoundRobin(SchedulerBase):
 
     def __init__(self, servers: Sequence[RealServer], options: Any = None) -> None:
         super().__init__(servers, options)
-        self._threshold = 0
+        self._position = -1
+        self._threshold = self._top = 0
+        self._step = 1
         self._measure()
 
     def schedule(self, flow: Flow) -> RealServer | None:
@@ -45,14 +47,14 @@ class WeightedRoundRobin(SchedulerBase):
         servers = self.servers
         began, start = self._position, self._position + 1
         restarted = last_pass = False
-        end = len(servers)
+        end, closing = len(servers), False
         while True:
             for index in range(start, end):
                 server = servers[index]
                 if server.weight >= self._threshold and not server.overloaded:
                     self._position = index
                     return server
-            if end < len(servers):
+            if closing:
                 self._position = began
                 return None
             self._threshold -= self._step
@@ -64,7 +66,7 @@ class WeightedRoundRobin(SchedulerBase):
                 restarted = True
             last_pass = self._threshold <= self._step
             if last_pass and restarted and began >= 0:
-                end = began + 1
+                end, closing = began + 1, True
             start = 0
 
     def server_added(self, server: RealServer) -> None:
