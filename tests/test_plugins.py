@@ -351,7 +351,7 @@ def test_the_command_lists_what_is_installed(python) -> None:
     hooks = next(line for line in lines if line[0] == "hooks")
     assert hooks[:4] == ["hooks", "good", "lvskit-good", "1.0"]
     assert hooks[4].startswith("lvskit_connection_observer, lvskit_server_added, ")
-    columns = {line.index("lvskit-") for line in done.stdout.splitlines()[1:]}
+    columns = {line.index(" lvskit") for line in done.stdout.splitlines()[1:]}
     assert len(columns) == 1, "aligned"
 
 
@@ -389,4 +389,9 @@ def test_the_command_for_programs(python) -> None:
 def test_the_command_without_any_plugin(monkeypatch, capsys) -> None:
     monkeypatch.setattr(command, "load_plugins", Plugins)
     assert command.run(types.SimpleNamespace(json=False)) == 0
-    assert "no plugins are installed" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert [line.split()[:3] for line in printed.out.splitlines()[1:]] == [
+        ["datapath", "live", "lvskit"],
+        ["datapath", "memory", "lvskit"],
+    ]
+    assert "pip install lvskit-sched-wlc" in printed.err

@@ -7,8 +7,10 @@ import json
 import logging
 import sys
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
+from lvskit.control.datapaths import BUILTIN, builtin
 from lvskit.plugins import Plugins, Provided, Source, load_plugins
 
 _COLUMNS = ("kind", "name", "distribution", "version", "summary")
@@ -45,10 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
         ]
         print(json.dumps({"plugins": rows, "failures": failures}, indent=2))
         return 1 if plugins.failures else 0
-    if rows:
-        print(table(rows))
-    else:
-        print("no plugins are installed; pip install lvskit-sched-wlc lvskit-fwd-tunnel")
+    print(table(rows))
+    if not plugins.schedulers and not plugins.forwarders:
+        hint = "pip install lvskit-sched-wlc lvskit-fwd-tunnel"
+        print(f"no scheduler and no forwarding method is installed; {hint}", file=sys.stderr)
     for failure in plugins.failures:
         print(f"not loaded: {failure.error}", file=sys.stderr)
     return 1 if plugins.failures else 0
@@ -66,6 +68,10 @@ def listing(plugins: Plugins) -> list[dict[str, str]]:
         for kind, records in kinds.items()
         for name, provided in sorted(records.items())
     ]
+    own = Source("", "lvskit", version("lvskit"))
+    for name in BUILTIN:
+        spec = builtin(name)
+        rows.append(_row("datapath", name, own, spec.summary if spec else ""))
     for source, hooks in plugins.hooks.items():
         others = [hook for hook in hooks if not hook.startswith("lvskit_register_")]
         if others:

@@ -119,7 +119,7 @@ def _live(_: Brain, options: Any) -> Datapath:
     return LiveDatapath(options)
 
 
-def _builtin(name: str) -> DatapathSpec | None:
+def builtin(name: str) -> DatapathSpec | None:
     """Return the record of a datapath that needs no plugin; the live one's code is loaded late."""
     if name == "memory":
         summary = "no packets and no privileges: for control and tests"
@@ -143,7 +143,7 @@ def make(name: str, options: Mapping[str, Any], plugins: Plugins, brain: Brain) 
         ConfigError: options that it does not take.
         DatapathError: it cannot work on this host.
     """
-    spec = _builtin(name)
+    spec = builtin(name)
     if spec is None:
         if name not in plugins.datapaths:
             others = [f"{n} ({p.source})" for n, p in sorted(plugins.datapaths.items())]

@@ -236,7 +236,7 @@ class Director(Lifecycle):
         try:
             if service.settings.persistence_s:
                 return self._schedule_persistent(service, parsed, packet, now)
-            server = self._choose(service, parsed, parsed.dport == service.port)
+            server = self._choose(service, parsed)
             if server is None:
                 return refuse(packet, Refusal.PORT_UNREACHABLE)
             if not self._make_room(1):
@@ -257,7 +257,7 @@ class Director(Lifecycle):
             persistence.retire(self.table, template)
             template = None
         if template is None:
-            server = self._choose(service, parsed, True)
+            server = self._choose(service, parsed)
             if server is None:
                 return refuse(packet, Refusal.PORT_UNREACHABLE)
             if not self._make_room(2):
@@ -279,10 +279,8 @@ class Director(Lifecycle):
         self.wheel.schedule(template)
         return connection
 
-    def _choose(self, service: VirtualService, parsed: Parsed, allowed: bool) -> RealServer | None:
+    def _choose(self, service: VirtualService, parsed: Parsed) -> RealServer | None:
         """Ask the service's scheduler; `PluginError` where it breaks its contract."""
-        if not allowed and not service.fwmark:
-            return None  # port 0 serves every port only with persistence
         name = service.settings.scheduler
         try:
             server = service.scheduler.schedule(parsed.flow)

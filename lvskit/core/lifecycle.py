@@ -42,7 +42,7 @@ class Lifecycle(Administration):
         super().__init__(registry, routes, report)
         self.timeouts = states.Timeouts()
         self.table = ConnectionTable(size)
-        self.wheel = Wheel(now)
+        self.wheel: Wheel[Connection | Template] = Wheel(now)
         self.tick_s = PERIOD_S
         self.next_tick = now + self.tick_s
 
@@ -129,12 +129,11 @@ class Lifecycle(Administration):
             self.services.sweep(entry.deadline)  # by then, its server was referred to
             if isinstance(entry, Connection):
                 self._close(entry, "expired")
-            elif isinstance(entry, Template):
-                if entry.children:  # it outlives its connections, in steps
-                    entry.timeout = persistence.RENEWAL_S
-                    entry.deadline += persistence.RENEWAL_S
-                    self.wheel.schedule(entry)
-                    continue
+            elif entry.children:  # it outlives its connections, in steps
+                entry.timeout = persistence.RENEWAL_S
+                entry.deadline += persistence.RENEWAL_S
+                self.wheel.schedule(entry)
+            else:
                 persistence.drop(self.table, entry)
                 entry.server.persistconns -= 1
                 entry.server.release()

@@ -90,8 +90,6 @@ def template_flow(service: VirtualService, packet: Parsed) -> Flow:
 
 def retire(table: ConnectionTable, template: Template) -> None:
     """Make `template` unfindable: it stays, listed with port 65535, until its end."""
-    if template in table.retired:
-        return
     flow = template.flow
     del table.templates[template.protocol][template.key]
     template.key = flow._replace(vport=_RETIRED_PORT).key

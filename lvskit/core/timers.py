@@ -8,7 +8,7 @@ under comes up, and files it again if the deadline has moved on. An entry whose 
 from __future__ import annotations
 
 import heapq
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 
 class Timed(Protocol):
@@ -18,7 +18,10 @@ class Timed(Protocol):
     slot: object  # where the wheel filed it, for the wheel alone
 
 
-class Wheel:
+T = TypeVar("T", bound=Timed)
+
+
+class Wheel(Generic[T]):
     """Holds entries until their deadlines.
 
     `schedule` and a look at a due entry are O(1), except that the entries of the one slot that
@@ -29,14 +32,14 @@ class Wheel:
     """
 
     def __init__(self, now: float) -> None:
-        self._slots: dict[float, list[Timed]] = {}
+        self._slots: dict[float, list[T]] = {}
         self._order: list[float] = []  # a heap of the slots there are
-        self._current: list[tuple[float, int, Timed]] = []  # deadline, filing, entry
+        self._current: list[tuple[float, int, T]] = []  # deadline, filing, entry
         self._horizon = float(int(now))  # the end of the current slot
         self._serial = 0
         self.fired = 0
 
-    def schedule(self, entry: Timed) -> None:
+    def schedule(self, entry: T) -> None:
         """File `entry` under its deadline; call again when the deadline has become earlier."""
         deadline = entry.deadline
         if deadline < self._horizon:
@@ -53,11 +56,11 @@ class Wheel:
         filed.append(entry)
         entry.slot = filed
 
-    def forget(self, entry: Timed) -> None:
+    def forget(self, entry: T) -> None:
         """Take `entry` out: its filing is ignored when it comes up."""
         entry.slot = None
 
-    def due(self, now: float) -> Timed | None:
+    def due(self, now: float) -> T | None:
         """Take out and return one entry whose deadline is at or before `now`, or None."""
         while True:
             while self._current and self._current[0][0] <= now:

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from lvskit.core.connection import Connection
 from lvskit.core.director import Director
 from lvskit.core.persistence import Template
-from lvskit.core.timers import Timed, Wheel
+from lvskit.core.timers import Wheel
 from lvskit.types import TCP
 
 TICKS_PER_S = 250
+Entry = Connection | Template
 FINE = range(0, 64, 2)
 """Tick counts to try for timers of seconds, whose granularity is at most 64 ticks."""
 COARSE = range(0, 4096, 64)
@@ -47,7 +48,7 @@ class KernelClock:
         director.next_tick, director.tick_s = self.estimator_s, ESTIMATOR_S
 
 
-class KernelWheel(Wheel):
+class KernelWheel(Wheel[Entry]):
     """A wheel that lets go of an entry when the kernel's timer would have fired.
 
     Args:
@@ -59,18 +60,18 @@ class KernelWheel(Wheel):
         super().__init__(0.0)
         self._director = director
         self._jiffies = jiffies
-        self._entries: dict[Timed, None] = {}
+        self._entries: dict[Entry, None] = {}
 
-    def schedule(self, entry: Timed) -> None:
+    def schedule(self, entry: Entry) -> None:
         """Keep `entry`."""
         self._entries[entry] = None
         entry.slot = self
 
-    def forget(self, entry: Timed) -> None:
+    def forget(self, entry: Entry) -> None:
         """Let go of `entry`."""
         self._entries.pop(entry, None)
 
-    def due(self, now: float) -> Timed | None:
+    def due(self, now: float) -> Entry | None:
         """Return the entry whose timer fired first, at or before `now`, or None."""
         fired = [
             (self._fires(entry), self._interval(entry) - entry.deadline, -index, entry)
@@ -84,7 +85,7 @@ class KernelWheel(Wheel):
         entry.deadline = at  # a template is re-armed from there
         return entry
 
-    def _fires(self, entry: Timed) -> float:
+    def _fires(self, entry: Entry) -> float:
         expires = self._jiffies + round(entry.deadline * TICKS_PER_S)
         distance = round(self._interval(entry) * TICKS_PER_S)
         level = 0
@@ -93,10 +94,9 @@ class KernelWheel(Wheel):
         shift = 3 * level
         return (((expires >> shift) + 1 << shift) - self._jiffies) / TICKS_PER_S
 
-    def _interval(self, entry: Timed) -> float:
+    def _interval(self, entry: Entry) -> float:
         """Return the seconds that the entry's timer was last set to."""
         if isinstance(entry, Template):
             return entry.timeout
-        assert isinstance(entry, Connection)
         timeouts = self._director.timeouts
         return timeouts.tcp[entry.state] if entry.protocol == TCP else timeouts.udp

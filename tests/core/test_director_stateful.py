@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from director_model import (
@@ -314,12 +315,20 @@ class Both:
 
     def knock(self, target: int, client: int, cport: int, flags: int) -> tuple[Any, ...]:
         """A client's packet, as likely as not the first of its connection."""
-        protocol, virtual, port, mark = TARGETS[target % len(TARGETS)]
+        claimed = [t for t in TARGETS if self.claimed(*t)] if target % 8 else TARGETS
+        protocol, virtual, port, mark = (claimed or TARGETS)[target % len(claimed or TARGETS)]
         src = CLIENTS[len(virtual)][client]
         flags = flags if protocol == TCP else 0
         length = sized(protocol, virtual)
         packet = Packet(protocol, src, cport, virtual, port, length, flags, mark)
         return self.receive(packet, built(packet))
+
+    def claimed(self, protocol: int, virtual: bytes, port: int, mark: int) -> bool:
+        """Return whether some service has servers for such a packet."""
+        services = self.model.services
+        mine = [s for s in services if mark and s.mark == mark]
+        mine += [s for s in services if (s.protocol, s.address) == (protocol, virtual)]
+        return any(s.servers for s in mine if s.mark or s.port in (0, port))
 
     def flow(self, number: int) -> tuple[int, bytes, int, bytes, int]:
         """Return a flow that was seen before, preferring those that have a connection."""
@@ -461,6 +470,8 @@ def twin_of(entry: Any, model: Model) -> Entry | None:
 
 INDEX = st.integers(0, 40)
 FLAGS = st.sampled_from(COMMON_FLAGS) | st.integers(0, 255)
+JUNK = [b"", b"E", b"\x45" * 19, b"\x55" * 60, b"\x60" * 39, b"\0" * 40]
+STRANGERS = [4, 47, 50, 132]
 SECONDS = st.sampled_from(
     [0.125, 1, 2, 9.875, 10, 30, 59.875, 60, 61, 119, 120, 300, 301, 900, 1000]
 )
@@ -475,16 +486,16 @@ class DirectorMachine(RuleBasedStateMachine):
 
     @initialize(
         services=st.lists(
-            st.tuples(INDEX, st.sampled_from([0, 0, 60, 300])), min_size=1, max_size=4
+            st.tuples(INDEX, st.sampled_from([0, 60, 300]), st.booleans()), min_size=1, max_size=5
         ),
         scheduler=st.sampled_from(SCHEDULERS),
     )
-    def begin(self, services: Iterable[tuple[int, int]], scheduler: str) -> None:
+    def begin(self, services: Iterable[tuple[int, int, bool]], scheduler: str) -> None:
         self.both = Both(self.SIZE)
-        for number, persistence in services:
-            self.both.set_service(number, scheduler, persistence, 0, False)
+        for number, persistence, one_packet in services:
+            self.both.set_service(number, scheduler, persistence, 0, one_packet)
         for service in self.both.model.services:
-            for target in SERVERS[:3]:
+            for target in SERVERS[:2]:
                 self.both.set_server(service, target, 1, 0, 0)
 
     # --- commands ---
@@ -516,12 +527,24 @@ class DirectorMachine(RuleBasedStateMachine):
         self.both.set_server(service, SERVERS[aim % len(SERVERS)], weight, upper, lower)
 
     @precondition(lambda self: any(s.servers for s in self.both.model.services))
-    @rule(number=INDEX, back_after=st.sampled_from([None, 0, 50, 130, 200]))
-    def no_server(self, number: int, back_after: float | None) -> None:
-        """Remove a server; it may come back while it is remembered, or after."""
-        servers = [server for s in self.both.model.services for server in s.servers]
-        server = servers[number % len(servers)]
+    @rule(
+        number=INDEX,
+        back_after=st.sampled_from([None, None, 0, 50, 130, 200]),
+        meanwhile=st.booleans(),
+    )
+    def no_server(self, number: int, back_after: float | None, meanwhile: bool) -> None:
+        """Remove a server; its clients come again; it may be back while it is remembered."""
+        model = self.both.model
+        servers = [server for s in model.services for server in s.servers]
+        busy = [server for server in servers if model.persistent(server)] if number % 2 else []
+        server = (busy or servers)[number % len(busy or servers)]
+        flows = [e.flow for e in model.connections() if e.server is server]
         self.both.remove_server(server)
+        for protocol, src, sport, dst, dport in flows[:3] if meanwhile else []:
+            flags = SYN if protocol == TCP else 0
+            length = sized(protocol, dst)
+            packet = Packet(protocol, src, sport ^ 0x4000, dst, dport, length, flags)
+            self.both.receive(packet, built(packet))
         if back_after is not None:
             self.both.wait(back_after)
             self.both.set_server(server.service, server.address, 1, 0, 0)
@@ -561,15 +584,14 @@ class DirectorMachine(RuleBasedStateMachine):
                 self.both.knock(aim, number % 3, 2000 + number, 0x10)
 
     @precondition(lambda self: self.both.known)
-    @rule(number=INDEX, flags=FLAGS, ttl=st.sampled_from([64, 64, 2, 1, 0]))
-    def go_on(self, number: int, flags: int, ttl: int) -> None:
-        self.both.go_on(number, flags, ttl)
-
-    @precondition(lambda self: self.both.known)
-    @rule(number=INDEX, flags=st.lists(FLAGS, min_size=2, max_size=4))
-    def go_on_and_on(self, number: int, flags: list[int]) -> None:
+    @rule(
+        number=INDEX,
+        flags=st.lists(FLAGS, min_size=1, max_size=4),
+        ttl=st.sampled_from([64, 64, 2, 1, 0]),
+    )
+    def go_on(self, number: int, flags: list[int], ttl: int) -> None:
         for one in flags:
-            self.both.go_on(number, one)
+            self.both.go_on(number, one, ttl)
 
     @precondition(lambda self: self.both.known)
     @rule(number=INDEX, flags=FLAGS)
@@ -604,43 +626,33 @@ class DirectorMachine(RuleBasedStateMachine):
         self.both.receive(packet, bytes(changed))
 
     @precondition(lambda self: self.both.known)
-    @rule(number=INDEX, flags=FLAGS, cut=st.integers(1, 60))
-    def truncated(self, number: int, flags: int, cut: int) -> None:
-        """A packet that ends before its header says."""
-        protocol, src, sport, dst, dport = self.both.flow(number)
-        whole = Packet(protocol, src, sport, dst, dport, sized(protocol, dst), flags)
-        raw = built(whole)[:-cut]
-        self.both.receive(Packet(0, src, 0, dst, 0, 0, malformed=True), raw)
-
-    @precondition(lambda self: self.both.known)
-    @rule(number=INDEX, flags=FLAGS, padding=st.binary(min_size=1, max_size=30))
-    def padded(self, number: int, flags: int, padding: bytes) -> None:
-        """A packet with bytes of the link behind it."""
+    @rule(
+        number=INDEX,
+        flags=FLAGS,
+        what=st.sampled_from(["cut", "padded", "fragment", "junk", "stranger"]),
+        size=st.integers(1, 60),
+    )
+    def odd(self, number: int, flags: int, what: str, size: int) -> None:
+        """A packet of a known flow with something about it, or no packet of anything."""
         protocol, src, sport, dst, dport = self.both.flow(number)
         flags = flags if protocol == TCP else 0
         packet = Packet(protocol, src, sport, dst, dport, sized(protocol, dst), flags)
-        self.both.receive(packet, built(packet) + padding)
-
-    @precondition(lambda self: self.both.known)
-    @rule(number=INDEX, offset=st.sampled_from([0, 1, 100]))
-    def fragment(self, number: int, offset: int) -> None:
-        """A piece of a packet: of IPv4, since its flags sit in the header that all packets have."""
-        protocol, src, sport, dst, dport = self.both.flow(number)
-        if len(dst) == 4:
-            body = built(Packet(protocol, src, sport, dst, dport, sized(protocol, dst), SYN))[20:]
-            raw = packets.ip(src, dst, protocol, body[:8], df=False, more=True, offset=offset)
-            packet = Packet(protocol, src, sport, dst, dport, len(raw), fragment=True)
-            self.both.receive(packet, raw)
-
-    @rule(raw=st.sampled_from([b"", b"E", b"\x45" * 19, b"\x55" * 60, b"\x60" * 39, b"\0" * 40]))
-    def junk(self, raw: bytes) -> None:
-        self.both.receive(Packet(0, b"", 0, b"", 0, 0, malformed=True), raw)
-
-    @rule(protocol=st.sampled_from([1, 4, 47, 50, 132]))
-    def stranger(self, protocol: int) -> None:
-        """A protocol that the director has nothing to do with."""
-        raw = packets.ip(CLIENTS[4][0], VIP, protocol, bytes(8))
-        self.both.receive(Packet(protocol, CLIENTS[4][0], 0, VIP, 0, len(raw)), raw)
+        raw = built(packet)
+        malformed = Packet(0, src, 0, dst, 0, 0, malformed=True)
+        if what == "cut":  # it ends before its header says
+            self.both.receive(malformed, raw[:-size])
+        elif what == "junk":
+            self.both.receive(malformed, JUNK[size % len(JUNK)])
+        elif what == "padded":  # with bytes of the link behind it
+            self.both.receive(packet, raw + bytes(size))
+        elif what == "stranger":  # a protocol that the director has nothing to do with
+            other = STRANGERS[size % len(STRANGERS)]
+            raw = packets.ip(src, dst, other, bytes(8))
+            self.both.receive(replace(packet, protocol=other, length=len(raw)), raw)
+        elif len(dst) == 4:  # the flags of a fragment sit in the header that all packets have
+            offset = size // 30
+            raw = packets.ip(src, dst, protocol, raw[20:28], df=False, more=True, offset=offset)
+            self.both.receive(replace(packet, length=len(raw), fragment=True), raw)
 
     # --- always ---
 
