@@ -13,6 +13,7 @@ from lvskit.core.service import (
     ServerSettings,
     ServiceKey,
     ServiceSettings,
+    Transmitter,
     VirtualService,
     check_address,
     endpoint,
@@ -224,12 +225,15 @@ class Administration:
         forwarder = self._forwarder(server, settings.method, settings)
         if route is not None and route.local:
             forwarder = self._forwarder(server, LOCAL, settings)
-        server.route = route
-        if route is None:
-            server.transmit = _unreachable
-        else:
-            forwarder.route_changed(route)
-            server.transmit = forwarder.transmit
+        transmit: Transmitter = _unreachable
+        if route is not None:
+            try:
+                forwarder.route_changed(route)
+            except Exception as err:
+                text = f"forwarder {settings.method!r} of {server.name} failed: {err!r}"
+                raise ConfigError(text) from err
+            transmit = forwarder.transmit
+        server.route, server.transmit = route, transmit
 
     def _forwarder(self, server: RealServer, method: str, settings: ServerSettings) -> Forwarder:
         if method in server.forwarders and settings.options == server.settings.options:
@@ -239,7 +243,11 @@ class Administration:
             options = build_options(spec, settings.options if method == settings.method else {})
         except (TypeError, ValueError) as err:
             raise ConfigError(f"forwarder {method!r} of {server.name}: {err}") from err
-        forwarder = server.forwarders[method] = spec.factory(server, options)
+        try:
+            forwarder = server.forwarders[method] = spec.factory(server, options)
+        except Exception as err:
+            text = f"forwarder {method!r} of {server.name} failed: {err!r}"
+            raise ConfigError(text) from err
         return forwarder
 
 

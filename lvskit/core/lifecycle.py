@@ -16,7 +16,7 @@ from lvskit.core.persistence import Template
 from lvskit.core.service import RealServer, VirtualService
 from lvskit.core.stats import PERIOD_S
 from lvskit.core.timers import Wheel
-from lvskit.errors import PluginError
+from lvskit.errors import ConfigError, PluginError
 from lvskit.interfaces import Registry
 from lvskit.types import UDP, Route
 
@@ -157,7 +157,10 @@ class Lifecycle(Administration):
         for service in self.services:
             for server in service.servers:
                 old = server.transmit
-                self._bind(server, server.settings)
+                try:
+                    self._bind(server, server.settings)
+                except ConfigError as err:  # what carried its packets goes on
+                    self._report(PluginError(str(err), plugin=server.settings.method))
                 if server.transmit != old:
                     moved.add(server)
         if moved:

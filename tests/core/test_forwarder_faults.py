@@ -1,0 +1,78 @@
+"""A forwarder that fails while it is made or told of a route: an error, and nothing half done."""
+
+from __future__ import annotations
+
+import pytest
+
+from lvskit import (
+    DELIVER,
+    TCP,
+    Director,
+    ForwarderSpec,
+    PluginError,
+    Route,
+    ServerSettings,
+    ServiceKey,
+    ServiceSettings,
+    load_plugins,
+)
+from lvskit.errors import ConfigError
+from lvskit.plugins import Plugins, Source
+
+SERVER = bytes([192, 168, 1, 11])
+KEY = ServiceKey.of(TCP, bytes([192, 168, 1, 176]), 80)
+
+
+class Fragile:
+    """Fails when its time comes."""
+
+    def __init__(self, server, options) -> None:
+        if Fragile.fault == "made":
+            raise RuntimeError("no luck")
+
+    def transmit(self, connection, packet):
+        return DELIVER
+
+    def route_changed(self, route) -> None:
+        if Fragile.fault == "routed":
+            raise RuntimeError("no way")
+
+    fault = ""
+
+
+@pytest.fixture
+def plugins() -> Plugins:
+    class Plugin:
+        from lvskit import hookimpl
+
+        @hookimpl
+        def lvskit_register_forwarders(self):
+            return [ForwarderSpec(name="fragile", factory=Fragile, summary="breaks")]
+
+    plugins = load_plugins(strict=True)
+    plugins.add(Plugin(), Source("fragile", "lvskit-fragile", "1"))
+    return plugins
+
+
+@pytest.mark.parametrize("fault", ["made", "routed"])
+def test_a_server_is_not_added_when_its_forwarder_fails(plugins, monkeypatch, fault) -> None:
+    monkeypatch.setattr(Fragile, "fault", fault)
+    director = Director(plugins, lambda address: Route(SERVER, 1500))
+    service = director.add_service(KEY, ServiceSettings(scheduler="rr"))
+    with pytest.raises(ConfigError, match=r"forwarder 'fragile' of 192\.168\.1\.11:80 failed"):
+        director.add_server(KEY, SERVER, None, ServerSettings(method="fragile"))
+    assert not service.servers
+
+
+def test_a_forwarder_that_fails_on_a_new_route_keeps_what_it_had(plugins, monkeypatch) -> None:
+    reports: list[PluginError] = []
+    routes = [Route(SERVER, 1500)]
+    director = Director(plugins, lambda address: routes[0], report=reports.append)
+    director.add_service(KEY, ServiceSettings(scheduler="rr"))
+    server = director.add_server(KEY, SERVER, None, ServerSettings(method="fragile"))
+    before = server.route, server.transmit
+    monkeypatch.setattr(Fragile, "fault", "routed")
+    routes[0] = Route(SERVER, 1400)
+    director.routes_changed()
+    assert (server.route, server.transmit) == before
+    assert [error.plugin for error in reports] == ["fragile"]
