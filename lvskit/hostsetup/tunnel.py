@@ -44,7 +44,11 @@ FALLBACK: Final = {"ipip": "tunl0", "ip6tnl": "ip6tnl0", "sit": "sit0"}
 
 
 class Way(enum.StrEnum):
-    """How packets come out of the tunnel."""
+    """How packets come out of the tunnel.
+
+    TUN and VETH are for kernels without tunnel devices. A kernel with them, but none up, answers
+    each packet with an ICMP error as well (net/ipv4/tunnel4.c), which a director heeds.
+    """
 
     AUTO = "auto"
     KERNEL = "kernel"

@@ -178,6 +178,22 @@ def test_a_fragment_is_dropped():
     assert connection.deadline == 60.0
 
 
+@pytest.mark.parametrize("size", range(20))
+def test_a_transport_header_cut_short_is_malformed_on_a_live_connection_too(size):
+    """Where the IP header itself says so; the ports may still be there."""
+    world = World()
+    world.serve(WEB, ONE)
+    world.serve(DNS, ONE)
+    world.send("S")
+    world.send("A")
+    world.director.receive(packets.udp(CLIENT, 1024, VIP, 53), 0.0)
+    short = packets.ip(CLIENT, VIP, TCP, packets.tcp(CLIENT, 1024, VIP, 80, "A")[20 : 20 + size])
+    assert world.director.receive(short, 1.0) == Drop(Reason.MALFORMED)
+    short = packets.ip(CLIENT, VIP, UDP, packets.udp(CLIENT, 1024, VIP, 53)[20 : 20 + size % 8])
+    assert world.director.receive(short, 1.0) == Drop(Reason.MALFORMED)
+    assert [c.deadline for c in world.connections] == [900.0, 300.0]
+
+
 # --- which service ---
 
 
@@ -357,6 +373,18 @@ def test_a_removed_server_is_remembered_from_the_end_of_its_last_connection():
     assert service.servers[0] is server
 
 
+def test_one_sweep_is_for_all_that_is_remembered():
+    """Each minute from the removal of the first: a second one does not put it off."""
+    world = World()
+    service = world.serve(WEB, ONE, TWO)
+    servers = set(service.servers)
+    world.director.remove_server(WEB, ONE, None, 0.0)
+    world.director.remove_server(WEB, TWO, None, 50.0)
+    world.director.expire(181.0)
+    for address_ in (ONE, TWO):
+        assert world.director.add_server(WEB, address_, None, SERVER) not in servers
+
+
 def test_the_sweep_goes_on_as_long_as_something_is_remembered():
     world = World()
     service = world.serve(WEB, ONE, TWO)
@@ -381,10 +409,12 @@ def test_a_server_comes_back_only_to_the_same_service():
     other = world.serve(ServiceKey.of(TCP, address(VIP), 81))
     world.send("S")
     server = service.servers[0]
-    world.director.remove_server(WEB, ONE, None, 0.0)
+    world.director.expire(2.0)
+    assert server.estimator.shown() == lvskit.Counters(1, 1, 0, 40, 0)
+    world.director.remove_server(WEB, ONE, None, 2.0)
     world.director.add_server(other.key, ONE, None, SERVER)
     assert other.servers[0] is not server
-    world.director.remove_service(WEB, 0.0)
+    world.director.remove_service(WEB, 3.0)
     again = world.serve(WEB)
     world.director.add_server(WEB, ONE, None, SERVER)
     assert again is not service
@@ -1031,6 +1061,64 @@ def test_a_forwarder_that_raises_costs_one_packet():
     assert [fault.plugin for fault in world.faults] == ["rewriting"] * 3
     assert "'rewriting' of 192.168.1.11:80 raised ZeroDivisionError" in str(world.faults[0])
     assert world.director.next_timer() == 60.0
+
+
+@dataclass(frozen=True)
+class Colour:
+    """Options of the forwarding method below."""
+
+    colour: str = "red"
+
+    def __post_init__(self) -> None:
+        if self.colour == "none":
+            raise ValueError("colour must be one")
+
+
+class Painting:
+    """Registers a forwarding method with an option, which its packets show."""
+
+    class Forwarder:
+        def __init__(self, server: RealServer, options: Colour) -> None:
+            self.colour = options.colour
+
+        def transmit(self, connection: Connection, packet: bytes) -> Verdict:
+            return Transmit(self.colour.encode(), ROUTE)
+
+        def route_changed(self, route: Route) -> None:
+            pass
+
+    @lvskit.hookimpl
+    def lvskit_register_forwarders(self) -> Iterable[ForwarderSpec]:
+        return [ForwarderSpec(name="paint", factory=self.Forwarder, summary="-", options=Colour)]
+
+
+def test_an_edited_option_of_a_forwarder_is_for_new_connections():
+    world = World(plugin=Painting())
+    world.serve(WEB)
+
+    def settings(**options: str) -> ServerSettings:
+        return ServerSettings(method="paint", options=options)
+
+    def colour(flags: str, cport: int) -> bytes:
+        verdict = world.send(flags, cport=cport)
+        assert isinstance(verdict, Transmit)
+        return verdict.packet
+
+    server = world.director.add_server(WEB, ONE, None, settings())
+    assert colour("S", 1) == b"red"
+    world.director.edit_server(WEB, ONE, None, settings(colour="blue"))
+    assert (colour("A", 1), colour("S", 2)) == (b"red", b"blue")
+    bound = server.transmit
+    world.director.edit_server(WEB, ONE, None, settings(colour="blue"))
+    assert server.transmit == bound
+    for refused in ({"colour": "none"}, {"shade": "dark"}):
+        with pytest.raises(ConfigError, match=r"forwarder 'paint' of 192\.168\.1\.11:80: "):
+            world.director.edit_server(WEB, ONE, None, settings(**refused))
+    assert colour("S", 3) == b"blue"
+    # The director's own address takes the local method, whose options these are not.
+    world.routes[ONE] = Route(HERE, 65536, local=True)
+    world.director.routes_changed()
+    assert isinstance(world.send("S", cport=4), Deliver)
 
 
 def test_an_observer_that_raises_changes_nothing():

@@ -318,6 +318,38 @@ def test_a_mark_spans_protocols_ports_and_addresses(client, vip):
     assert flows(made) == [(0, shown, 0, 0)]
 
 
+def test_a_persistent_mark_leaves_the_clients_port_alone():
+    """Even where the server was given one: only without persistence does that count."""
+    key = ServiceKey.mark(7)
+    made = director(key)
+    for server in SERVERS:
+        made.remove_server(key, server, None, 0.0)
+    made.add_server(key, SERVERS[0], 8080, ServerSettings())
+    server_for(made, CLIENT, 1, port=81, mark=7)
+    (connection,) = [entry for entry in made.table if isinstance(entry, Connection)]
+    assert connection.dport == 81
+    assert flows(made) == [(0, "0.0.0.7", 0, 0)]
+
+
+def test_the_end_of_a_template_looks_at_the_lower_threshold_again():
+    """As the end of a connection does: an edit alone does not."""
+    made = director(persistence_s=100)
+    for gone in SERVERS[:2]:
+        made.remove_server(WEB, gone, None, 0.0)
+    (server,) = made.services.get(WEB).servers
+    made.edit_server(WEB, SERVERS[2], None, ServerSettings(upper=2, lower=1))
+    server_for(made, CLIENT, 1)
+    made.receive(packets.tcp(CLIENT, 1, VIP, 80, "A"), 0.0)
+    server_for(made, "10.0.0.9", 1)
+    made.expire(60.0)
+    assert (server.activeconns, server.overloaded) == (1, True)
+    made.edit_server(WEB, SERVERS[2], None, ServerSettings(upper=2, lower=2))
+    made.expire(99.0)
+    assert server.overloaded
+    made.expire(100.0)
+    assert (server.persistconns, server.overloaded) == (1, False)
+
+
 def test_one_packet_and_persistent_at_once():
     """Each datagram renews the template, and leaves nothing else."""
     made = director(ServiceKey.of(UDP, address(VIP), 53), one_packet=True)

@@ -113,6 +113,7 @@ def tun_usable() -> bool:
     return True
 
 
+@pytest.fixture(scope="module")
 def kernel_tunnels(lab: Lab) -> bool:
     """Say whether this kernel has tunnel devices of its own for both families."""
     program = """
@@ -125,9 +126,9 @@ with Netlink() as kernel:
 
 
 @pytest.fixture(params=["kernel", "tun", "veth"])
-def way(request: pytest.FixtureRequest, lab: Lab) -> str:
+def way(request: pytest.FixtureRequest, kernel_tunnels: bool) -> str:
     """Each way to take packets out of the tunnel."""
-    if request.param == "kernel" and not kernel_tunnels(lab):
+    if request.param == "kernel" and not kernel_tunnels:
         pytest.skip("this kernel has no ipip and ip6_tunnel")
     if request.param == "tun" and not tun_usable():
         pytest.skip("/dev/net/tun cannot be opened here")
