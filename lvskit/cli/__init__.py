@@ -1,1 +1,1 @@
-"""TODO."""
+"""The command lines: `lvskit` and `lvsadm`."""

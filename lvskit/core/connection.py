@@ -1,4 +1,4 @@
-"""Connections and the hash table that remembers them.
+"""Connections, persistence templates, and the hash table that remembers both.
 
 The table is keyed by the bytes of a packet that name its flow (addresses and ports, 12 bytes for
 IPv4 and 36 for IPv6), one dictionary per protocol, so that a packet's look-up is one slice and
@@ -8,14 +8,49 @@ one hash. Source: Linux net/netfilter/ipvs/ip_vs_conn.c, by behaviour.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from lvskit.core import states
 from lvskit.core.service import RealServer, Transmitter
 from lvskit.types import IP, TCP, UDP, Flow
 
-if TYPE_CHECKING:
-    from lvskit.core.persistence import Template
+
+class Template:
+    """What a client network's next connection will be given.
+
+    Attributes:
+        protocol: as the service's; `IP` for a fwmark service, whose templates span protocols.
+        key: masked client address, virtual address, client port 0, virtual port.
+        server: the server it names; dport its port.
+        timeout: seconds that each new connection restarts the deadline with.
+        children: connections that hang on it; it outlives them.
+        assured: one of its connections has been established.
+        deadline, slot: as a connection's.
+    """
+
+    __slots__ = (
+        "assured", "children", "deadline", "dport", "key", "protocol", "server", "slot", "timeout",
+    )  # fmt: skip
+
+    def __init__(self, protocol: int, key: bytes, server: RealServer, dport: int) -> None:
+        self.protocol = protocol
+        self.key = key
+        self.server = server
+        self.dport = dport
+        self.timeout = 0.0
+        self.children = 0
+        self.assured = False
+        self.deadline = 0.0
+        self.slot: object = None
+
+    @property
+    def flow(self) -> Flow:
+        """Client network and virtual address; both ports as listings show them."""
+        return unpack(self.protocol, self.key)
+
+    @property
+    def state_name(self) -> str:
+        """The state as listings name it."""
+        return "ASSURED" if self.assured else "NONE"
 
 
 class Connection:

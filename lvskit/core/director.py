@@ -11,11 +11,10 @@ from collections.abc import Callable
 from typing import Final
 
 from lvskit.core import persistence, states
-from lvskit.core.connection import Connection
+from lvskit.core.connection import Connection, Template
 from lvskit.core.icmp import Refusal, quoted_reply, refuse
 from lvskit.core.lifecycle import Lifecycle
 from lvskit.core.packet import Parsed, parse
-from lvskit.core.persistence import Template
 from lvskit.core.service import RealServer, VirtualService
 from lvskit.errors import PluginError
 from lvskit.interfaces import Registry

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 
 from lvskit.core import persistence, states
 from lvskit.core.administration import Administration
-from lvskit.core.connection import Connection, ConnectionTable
+from lvskit.core.connection import Connection, ConnectionTable, Template
 from lvskit.core.packet import Parsed
-from lvskit.core.persistence import Template
 from lvskit.core.service import RealServer, VirtualService
 from lvskit.core.stats import PERIOD_S
 from lvskit.core.timers import Wheel

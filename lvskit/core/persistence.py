@@ -8,54 +8,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from lvskit.core.connection import ConnectionTable, unpack
+from lvskit.core.connection import ConnectionTable, Template
 from lvskit.core.packet import Parsed
-from lvskit.core.service import RealServer, VirtualService
+from lvskit.core.service import VirtualService
 from lvskit.types import IP, Flow
 
 RENEWAL_S: Final = 60.0
 """A template that runs out while connections hang on it gets this long, again and again."""
 FTP: Final = 21
 _RETIRED_PORT: Final = 0xFFFF
-
-
-class Template:
-    """What a client network's next connection will be given.
-
-    Attributes:
-        protocol: as the service's; `IP` for a fwmark service, whose templates span protocols.
-        key: masked client address, virtual address, client port 0, virtual port.
-        server: the server it names; dport its port.
-        timeout: seconds that each new connection restarts the deadline with.
-        children: connections that hang on it; it outlives them.
-        assured: one of its connections has been established.
-        deadline, slot: as a connection's.
-    """
-
-    __slots__ = (
-        "assured", "children", "deadline", "dport", "key", "protocol", "server", "slot", "timeout",
-    )  # fmt: skip
-
-    def __init__(self, protocol: int, key: bytes, server: RealServer, dport: int) -> None:
-        self.protocol = protocol
-        self.key = key
-        self.server = server
-        self.dport = dport
-        self.timeout = 0.0
-        self.children = 0
-        self.assured = False
-        self.deadline = 0.0
-        self.slot: object = None
-
-    @property
-    def flow(self) -> Flow:
-        """Client network and virtual address; both ports as listings show them."""
-        return unpack(self.protocol, self.key)
-
-    @property
-    def state_name(self) -> str:
-        """The state as listings name it."""
-        return "ASSURED" if self.assured else "NONE"
 
 
 def masked(address: bytes, netmask: bytes | None) -> bytes:

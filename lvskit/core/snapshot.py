@@ -12,9 +12,8 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from lvskit.core import states
-from lvskit.core.connection import Connection
+from lvskit.core.connection import Connection, Template
 from lvskit.core.director import Director
-from lvskit.core.persistence import Template
 from lvskit.core.service import RealServer
 from lvskit.types import TCP
 

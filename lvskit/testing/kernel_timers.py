@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lvskit.core.connection import Connection
+from lvskit.core.connection import Connection, Template
 from lvskit.core.director import Director
-from lvskit.core.persistence import Template
 from lvskit.core.timers import Wheel
 from lvskit.types import TCP
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvskit import DELIVER, TCP, UDP, Flow, ServiceKey
-from lvskit.core.connection import Connection, ConnectionTable, unpack
-from lvskit.core.persistence import Template, drop, retire
+from lvskit.core.connection import Connection, ConnectionTable, Template, unpack
+from lvskit.core.persistence import drop, retire
 from lvskit.core.service import RealServer, VirtualService
 from lvskit.types import IP
 
@@ -22,7 +22,7 @@ FLOWS = st.builds(
 
 
 @given(FLOWS)
-def test_a_key_is_the_packets_own_bytes_and_tells_the_flow(flow):
+def test_a_key_is_the_packets_own_bytes_and_tells_the_flow(flow: Flow) -> None:
     key = flow.key
     assert len(key) == (12 if len(flow.caddr) == 4 else 36)
     ports = flow.cport.to_bytes(2, "big") + flow.vport.to_bytes(2, "big")
@@ -31,7 +31,7 @@ def test_a_key_is_the_packets_own_bytes_and_tells_the_flow(flow):
 
 
 @given(st.lists(FLOWS, unique_by=lambda flow: (flow.protocol, flow.key), max_size=12))
-def test_the_table_finds_each_connection_under_its_key_alone(flows):
+def test_the_table_finds_each_connection_under_its_key_alone(flows: list[Flow]) -> None:
     table = ConnectionTable(size=100)
     server = RealServer(VirtualService(ServiceKey.of(TCP, bytes([10, 0, 0, 1]), 80)), b"", 80)
     server.transmit = lambda connection, packet: DELIVER
@@ -52,7 +52,7 @@ def test_the_table_finds_each_connection_under_its_key_alone(flows):
     assert len(table) == 0
 
 
-def test_removing_a_connection_leaves_its_successor_alone(server):
+def test_removing_a_connection_leaves_its_successor_alone(server: RealServer) -> None:
     """The ports may have been used again by then."""
     table, key = ConnectionTable(size=10), bytes(12)
     old, new = Connection(TCP, key, server, 80), Connection(TCP, key, server, 80)
@@ -62,7 +62,7 @@ def test_removing_a_connection_leaves_its_successor_alone(server):
     assert table.tcp == {key: new}
 
 
-def test_a_new_connection_is_bound_to_its_server(server):
+def test_a_new_connection_is_bound_to_its_server(server: RealServer) -> None:
     connection = Connection(TCP, bytes(12), server, 8080)
     assert connection.transmit is server.transmit
     assert (connection.server, connection.dport) == (server, 8080)
@@ -71,7 +71,9 @@ def test_a_new_connection_is_bound_to_its_server(server):
     assert connection.template is None
 
 
-def test_templates_count_as_entries_and_retired_ones_are_found_by_nobody(server):
+def test_templates_count_as_entries_and_retired_ones_are_found_by_nobody(
+    server: RealServer,
+) -> None:
     table = ConnectionTable(size=10)
     flow = Flow(IP, bytes([10, 0, 0, 0]), 0, bytes([0, 0, 0, 7]), 0)
     one, two = (Template(flow.protocol, flow.key, server, 80) for _ in range(2))

@@ -37,8 +37,7 @@ from lvskit import (
     load_plugins,
     refuse,
 )
-from lvskit.core.connection import Connection
-from lvskit.core.persistence import Template
+from lvskit.core.connection import Connection, Template
 from lvskit.core.service import RealServer, VirtualService
 from lvskit.errors import (
     NotUnicast,
@@ -96,7 +95,7 @@ class World:
 # --- whose packet it is ---
 
 
-def test_without_services_every_packet_is_the_hosts():
+def test_without_services_every_packet_is_the_hosts() -> None:
     director = World().director
     assert director.receive(packets.tcp(CLIENT, 1, VIP, 80), 0.0) == NOT_OURS
     assert director.receive(packets.ip(CLIENT, VIP, 6, bytes(30), more=True), 0.0) == NOT_OURS
@@ -123,7 +122,7 @@ def test_without_services_every_packet_is_the_hosts():
     ],
     ids=lambda packet: packet.hex(),
 )
-def test_packets_that_are_not_ours(packet):
+def test_packets_that_are_not_ours(packet: bytes) -> None:
     world = World()
     world.serve(WEB, ONE)
     world.serve(DNS, ONE)
@@ -132,7 +131,7 @@ def test_packets_that_are_not_ours(packet):
 
 
 @pytest.mark.parametrize("flags", ["S", "SA", "SF", "SP", "SECUP"])
-def test_packets_that_open_a_connection(flags):
+def test_packets_that_open_a_connection(flags: int) -> None:
     world = World()
     world.serve(WEB, ONE)
     verdict = world.send(flags)
@@ -145,7 +144,7 @@ def test_packets_that_open_a_connection(flags):
     assert connection.dport == 80
 
 
-def test_without_a_server_the_client_is_refused():
+def test_without_a_server_the_client_is_refused() -> None:
     """By ICMP, also for TCP; nothing is remembered."""
     world = World()
     world.serve(WEB)
@@ -163,7 +162,7 @@ def test_without_a_server_the_client_is_refused():
     assert len(world.director.table) == 0
 
 
-def test_a_fragment_is_dropped():
+def test_a_fragment_is_dropped() -> None:
     world = World()
     world.serve(WEB, ONE)
     world.send()
@@ -179,7 +178,7 @@ def test_a_fragment_is_dropped():
 
 
 @pytest.mark.parametrize("size", range(20))
-def test_a_transport_header_cut_short_is_malformed_on_a_live_connection_too(size):
+def test_a_transport_header_cut_short_is_malformed_on_a_live_connection_too(size: int) -> None:
     """Where the IP header itself says so; the ports may still be there."""
     world = World()
     world.serve(WEB, ONE)
@@ -204,7 +203,7 @@ def claims(world: World, packet: bytes, mark: int = 0) -> str:
     return f"{verdict.packet[19]}"
 
 
-def test_port_0_claims_what_no_other_service_does_and_a_mark_claims_first():
+def test_port_0_claims_what_no_other_service_does_and_a_mark_claims_first() -> None:
     world = World()
     world.serve(ServiceKey.of(TCP, address(VIP), 0), address("192.168.1.20"), persistence_s=60)
     world.serve(WEB, address("192.168.1.80"))
@@ -218,7 +217,7 @@ def test_port_0_claims_what_no_other_service_does_and_a_mark_claims_first():
     assert world.director.receive(packets.udp(CLIENT, 3, VIP, 998), 0.0) == NOT_OURS
 
 
-def test_marks_of_the_two_ip_versions_are_two_services():
+def test_marks_of_the_two_ip_versions_are_two_services() -> None:
     world = World()
     world.serve(ServiceKey.mark(7, version=6), address("192.168.1.6"))
     verdict = world.director.receive(packets.tcp(CLIENT, 1, VIP, 80), 0.0, 7)
@@ -226,7 +225,7 @@ def test_marks_of_the_two_ip_versions_are_two_services():
     assert claims(world, packets.tcp(CLIENT6, 1, VIP6, 80), mark=7) == "6"
 
 
-def test_servers_of_a_fwmark_service_may_have_a_port_and_keep_the_clients_otherwise():
+def test_servers_of_a_fwmark_service_may_have_a_port_and_keep_the_clients_otherwise() -> None:
     world = World()
     world.serve(ServiceKey.mark(7), ONE)
     world.director.receive(packets.tcp(CLIENT, 1, VIP, 81), 0.0, 7)
@@ -242,7 +241,7 @@ def test_servers_of_a_fwmark_service_may_have_a_port_and_keep_the_clients_otherw
 # --- routes ---
 
 
-def test_a_server_that_is_here_gets_the_packet_untouched():
+def test_a_server_that_is_here_gets_the_packet_untouched() -> None:
     world = World()
     world.routes[ONE] = Route(HERE, 65536, local=True)
     service = world.serve(WEB, ONE)
@@ -258,7 +257,7 @@ def test_a_server_that_is_here_gets_the_packet_untouched():
     assert service.counters == lvskit.Counters(1, 3, 2, 120, 80)
 
 
-def test_a_server_without_a_route_keeps_its_connections():
+def test_a_server_without_a_route_keeps_its_connections() -> None:
     world = World()
     world.routes[ONE] = None
     service = world.serve(WEB, ONE)
@@ -274,7 +273,7 @@ def test_a_server_without_a_route_keeps_its_connections():
     assert world.director.receive(error, 0.0) == Drop(Reason.SERVER_UNREACHABLE)
 
 
-def test_connections_follow_a_change_of_routes():
+def test_connections_follow_a_change_of_routes() -> None:
     world = World()
     world.routes[ONE] = None
     service = world.serve(WEB, ONE)
@@ -310,7 +309,7 @@ def test_connections_follow_a_change_of_routes():
     assert not world.faults
 
 
-def test_templates_survive_a_change_of_routes():
+def test_templates_survive_a_change_of_routes() -> None:
     world = World()
     world.serve(WEB, ONE, persistence_s=60)
     world.send("S")
@@ -323,7 +322,7 @@ def test_templates_survive_a_change_of_routes():
 # --- a server that leaves ---
 
 
-def test_connections_of_a_removed_server_go_nowhere_until_it_is_back():
+def test_connections_of_a_removed_server_go_nowhere_until_it_is_back() -> None:
     world = World()
     service = world.serve(WEB, ONE)
     world.send("S")
@@ -349,7 +348,7 @@ def test_connections_of_a_removed_server_go_nowhere_until_it_is_back():
 @pytest.mark.parametrize(
     ("seconds", "remembered"), [(59, True), (119, True), (179, True), (181, False)]
 )
-def test_a_removed_server_is_remembered_with_its_counters(seconds, remembered):
+def test_a_removed_server_is_remembered_with_its_counters(seconds: int, remembered: bool) -> None:
     """Swept every minute; forgotten two minutes after the first sweep that finds it idle."""
     world = World()
     service = world.serve(WEB, ONE)
@@ -360,7 +359,7 @@ def test_a_removed_server_is_remembered_with_its_counters(seconds, remembered):
     assert (service.servers[0] is server) == remembered
 
 
-def test_a_removed_server_is_remembered_from_the_end_of_its_last_connection():
+def test_a_removed_server_is_remembered_from_the_end_of_its_last_connection() -> None:
     """Also where nobody calls `expire` for an hour meanwhile."""
     world = World()
     service = world.serve(WEB, ONE)
@@ -373,7 +372,7 @@ def test_a_removed_server_is_remembered_from_the_end_of_its_last_connection():
     assert service.servers[0] is server
 
 
-def test_one_sweep_is_for_all_that_is_remembered():
+def test_one_sweep_is_for_all_that_is_remembered() -> None:
     """Each minute from the removal of the first: a second one does not put it off."""
     world = World()
     service = world.serve(WEB, ONE, TWO)
@@ -385,7 +384,7 @@ def test_one_sweep_is_for_all_that_is_remembered():
         assert world.director.add_server(WEB, address_, None, SERVER) not in servers
 
 
-def test_the_sweep_goes_on_as_long_as_something_is_remembered():
+def test_the_sweep_goes_on_as_long_as_something_is_remembered() -> None:
     world = World()
     service = world.serve(WEB, ONE, TWO)
     two, one = service.servers
@@ -403,7 +402,7 @@ def test_the_sweep_goes_on_as_long_as_something_is_remembered():
     assert service.servers[0] is not one
 
 
-def test_a_server_comes_back_only_to_the_same_service():
+def test_a_server_comes_back_only_to_the_same_service() -> None:
     world = World()
     service = world.serve(WEB, ONE)
     other = world.serve(ServiceKey.of(TCP, address(VIP), 81))
@@ -424,7 +423,7 @@ def test_a_server_comes_back_only_to_the_same_service():
     assert server.estimator.shown() == lvskit.Counters()
 
 
-def test_without_any_service_the_connections_are_the_hosts():
+def test_without_any_service_the_connections_are_the_hosts() -> None:
     world = World()
     world.serve(WEB, ONE)
     world.serve(DNS, ONE)
@@ -446,7 +445,7 @@ def test_without_any_service_the_connections_are_the_hosts():
     ("flags", "elsewhere"),
     [("SF", True), ("SAR", True), ("SAF", False), ("SA", False), ("S", False)],
 )
-def test_a_syn_after_the_end_of_a_connection_is_scheduled_anew(flags, elsewhere):
+def test_a_syn_after_the_end_of_a_connection_is_scheduled_anew(flags: int, elsewhere: bool) -> None:
     """After TIME_WAIT (SYN, FIN) and CLOSE (SYN, ACK, RST), not after FIN_WAIT and so on."""
     world = World()
     world.serve(WEB, ONE, TWO)
@@ -460,7 +459,7 @@ def test_a_syn_after_the_end_of_a_connection_is_scheduled_anew(flags, elsewhere)
     assert first.activeconns + first.inactconns == (0 if elsewhere else 1)
 
 
-def test_a_syn_that_is_a_reset_too_ends_a_closed_connection_and_opens_none():
+def test_a_syn_that_is_a_reset_too_ends_a_closed_connection_and_opens_none() -> None:
     world = World()
     world.serve(WEB, ONE)
     for letter in ("S", "A", "R"):
@@ -469,7 +468,7 @@ def test_a_syn_that_is_a_reset_too_ends_a_closed_connection_and_opens_none():
     assert world.connections == []
 
 
-def test_with_a_template_the_same_connection_is_used_again():
+def test_with_a_template_the_same_connection_is_used_again() -> None:
     world = World()
     world.serve(WEB, ONE, TWO, persistence_s=300)
     for now, letter in enumerate("SARS"):
@@ -481,7 +480,7 @@ def test_with_a_template_the_same_connection_is_used_again():
 # --- time ---
 
 
-def test_an_entry_ends_at_its_deadline_even_if_nobody_calls_expire():
+def test_an_entry_ends_at_its_deadline_even_if_nobody_calls_expire() -> None:
     world = World()
     service = world.serve(WEB, ONE, TWO)
     world.send("S")
@@ -491,7 +490,7 @@ def test_an_entry_ends_at_its_deadline_even_if_nobody_calls_expire():
     world.director.receive(packets.udp(CLIENT, 1, VIP, 53), 1000.0)
 
 
-def test_a_shorter_timeout_counts_from_the_next_packet():
+def test_a_shorter_timeout_counts_from_the_next_packet() -> None:
     """Also for the packets that take the short cut."""
     world = World()
     world.serve(WEB, ONE)
@@ -514,7 +513,7 @@ def test_a_shorter_timeout_counts_from_the_next_packet():
     assert world.director.next_timer() is None
 
 
-def test_next_timer_and_connections():
+def test_next_timer_and_connections() -> None:
     world = World()
     world.serve(WEB, ONE, persistence_s=300)
     assert world.director.next_timer() is None
@@ -526,7 +525,7 @@ def test_next_timer_and_connections():
     assert list(world.director.connections(400.0)) == []
 
 
-def test_statistics_are_folded_every_two_seconds():
+def test_statistics_are_folded_every_two_seconds() -> None:
     world = World(now=100.0)
     service = world.serve(WEB, ONE)
     director = world.director
@@ -552,7 +551,7 @@ def test_statistics_are_folded_every_two_seconds():
 # --- local answers ---
 
 
-def test_answers_that_belong_to_nothing_change_nothing():
+def test_answers_that_belong_to_nothing_change_nothing() -> None:
     world = World()
     world.serve(WEB, ONE)
     world.send("S")
@@ -577,7 +576,7 @@ def test_answers_that_belong_to_nothing_change_nothing():
 # --- one packet ---
 
 
-def test_one_packet_connections_are_counted_and_forgotten():
+def test_one_packet_connections_are_counted_and_forgotten() -> None:
     world = World()
     service = world.serve(DNS, ONE, TWO, one_packet=True)
     targets = []
@@ -595,7 +594,7 @@ def test_one_packet_connections_are_counted_and_forgotten():
     assert service.counters.outpkts == 0  # the reply is to no connection that is known
 
 
-def test_one_packet_is_for_udp_alone():
+def test_one_packet_is_for_udp_alone() -> None:
     world = World()
     world.serve(ServiceKey.mark(7), ONE, one_packet=True)
     world.director.receive(packets.tcp(CLIENT, 9, VIP, 53), 0.0, 7)
@@ -607,7 +606,7 @@ def test_one_packet_is_for_udp_alone():
 # --- a full table ---
 
 
-def test_a_full_table_sheds_the_oldest_handshake_and_never_an_established_connection():
+def test_a_full_table_sheds_the_oldest_handshake_and_never_an_established_connection() -> None:
     world = World(size=3)
     world.serve(WEB, ONE)
     table = world.director.table
@@ -626,7 +625,7 @@ def test_a_full_table_sheds_the_oldest_handshake_and_never_an_established_connec
     assert isinstance(world.send("A", cport=2), Transmit)
 
 
-def test_a_first_persistent_connection_needs_room_for_two():
+def test_a_first_persistent_connection_needs_room_for_two() -> None:
     world = World(size=3)
     world.serve(WEB, ONE, persistence_s=60)
     world.send("S", cport=1)
@@ -686,7 +685,9 @@ def picture(director: Director) -> object:
         (ServerNotFound, lambda d: d.remove_server(WEB, ONE, 8080, 0.0)),
     ],
 )  # fmt: skip
-def test_a_command_that_is_refused_changes_nothing(error, command: Callable[[Director], object]):
+def test_a_command_that_is_refused_changes_nothing(
+    error: type[Exception], command: Callable[[Director], object]
+) -> None:
     world = World()
     world.serve(WEB, ONE)
     before = picture(world.director)
@@ -697,7 +698,7 @@ def test_a_command_that_is_refused_changes_nothing(error, command: Callable[[Dir
     assert isinstance(world.send("S"), Transmit)
 
 
-def test_what_is_refused_names_the_facts():
+def test_what_is_refused_names_the_facts() -> None:
     world = World()
     world.serve(WEB, ONE)
     with pytest.raises(
@@ -713,7 +714,7 @@ def test_what_is_refused_names_the_facts():
         world.director.add_server(WEB, TWO, None, ServerSettings(options={"x": 1}))
 
 
-def test_an_edit_keeps_the_scheduler_unless_it_is_about_the_scheduler():
+def test_an_edit_keeps_the_scheduler_unless_it_is_about_the_scheduler() -> None:
     world = World()
     service = world.serve(WEB, ONE)
     scheduler = service.scheduler
@@ -727,7 +728,7 @@ def test_an_edit_keeps_the_scheduler_unless_it_is_about_the_scheduler():
     assert type(service.scheduler) is not type(scheduler)
 
 
-def test_a_server_takes_the_services_port_where_packets_are_not_rewritten():
+def test_a_server_takes_the_services_port_where_packets_are_not_rewritten() -> None:
     world = World(plugin=Rewriting())
     world.serve(WEB)
     assert world.director.add_server(WEB, ONE, 8080, SERVER).port == 80
@@ -745,7 +746,7 @@ def test_a_server_takes_the_services_port_where_packets_are_not_rewritten():
     ]
 
 
-def test_an_edited_method_is_for_new_connections():
+def test_an_edited_method_is_for_new_connections() -> None:
     world = World()
     world.serve(WEB, ONE)
     world.send("S", cport=1)
@@ -867,7 +868,7 @@ class Nosy:
         self.heard.append(f"{server.name} removed")
 
 
-def test_plugins_hear_of_every_change():
+def test_plugins_hear_of_every_change() -> None:
     nosy = Nosy()
     director = World(plugin=nosy).director
     director.add_service(WEB, ServiceSettings(scheduler="nosy"))
@@ -898,7 +899,7 @@ def test_plugins_hear_of_every_change():
     ]  # fmt: skip
 
 
-def test_observers_follow_a_connection_from_its_birth_to_its_end():
+def test_observers_follow_a_connection_from_its_birth_to_its_end() -> None:
     nosy = Nosy()
     world = World(plugin=nosy, size=2)
     world.serve(WEB, ONE, scheduler="nosy")
@@ -935,7 +936,7 @@ def test_observers_follow_a_connection_from_its_birth_to_its_end():
         ({"flags": frozenset({1, 2, 3})}, Wishes(fallback=True, port=True)),
     ],
 )
-def test_options_and_flags_reach_the_scheduler(settings, wanted):
+def test_options_and_flags_reach_the_scheduler(settings: Any, wanted: Wishes) -> None:
     nosy = Nosy()
     World(plugin=nosy).serve(WEB, scheduler="nosy", **settings)
     assert nosy.options == [wanted]
@@ -949,7 +950,7 @@ def test_options_and_flags_reach_the_scheduler(settings, wanted):
         ({"seed": "x"}, "seed"),
     ],
 )
-def test_options_that_the_scheduler_refuses(options, complaint):
+def test_options_that_the_scheduler_refuses(options: Any, complaint: str) -> None:
     world = World(plugin=Nosy())
     with pytest.raises(
         ConfigError, match=f"scheduler 'nosy' of TCP 192.168.1.176:80: .*{complaint}"
@@ -982,7 +983,9 @@ def a_removed_server(scheduler: Any) -> Any:
     ],
 )
 @pytest.mark.parametrize("persistence_s", [0, 60])
-def test_a_scheduler_that_breaks_its_contract_costs_one_packet(act, persistence_s):
+def test_a_scheduler_that_breaks_its_contract_costs_one_packet(
+    act: Callable[[Any], Any], persistence_s: int
+) -> None:
     nosy = Nosy(act)
     world = World(plugin=nosy)
     world.serve(WEB, ONE, scheduler="nosy", persistence_s=persistence_s)
@@ -996,7 +999,7 @@ def test_a_scheduler_that_breaks_its_contract_costs_one_packet(act, persistence_
     assert len(world.faults) == 1
 
 
-def test_a_scheduler_whose_other_methods_raise_does_not_stop_a_command():
+def test_a_scheduler_whose_other_methods_raise_does_not_stop_a_command() -> None:
     class Sulking(Nosy.Scheduler):
         server_added = server_removed = server_updated = lambda self, server: 1 / 0
 
@@ -1028,7 +1031,7 @@ def test_a_scheduler_whose_other_methods_raise_does_not_stop_a_command():
     assert {fault.plugin for fault in world.faults} == {"nosy"}
 
 
-def test_a_scheduler_that_cannot_be_made_is_an_error_of_the_command():
+def test_a_scheduler_that_cannot_be_made_is_an_error_of_the_command() -> None:
     nosy = Nosy()
     nosy._make = lambda servers, options: 1 / 0  # type: ignore[method-assign,assignment]
     world = World(plugin=nosy)
@@ -1042,7 +1045,7 @@ def test_a_scheduler_that_cannot_be_made_is_an_error_of_the_command():
     assert service.settings.scheduler == "rr"
 
 
-def test_a_forwarder_that_raises_costs_one_packet():
+def test_a_forwarder_that_raises_costs_one_packet() -> None:
     rewriting = Rewriting()
     world = World(plugin=rewriting)
     world.serve(WEB)
@@ -1092,7 +1095,7 @@ class Painting:
         return [ForwarderSpec(name="paint", factory=self.Forwarder, summary="-", options=Colour)]
 
 
-def test_an_edited_option_of_a_forwarder_is_for_new_connections():
+def test_an_edited_option_of_a_forwarder_is_for_new_connections() -> None:
     world = World(plugin=Painting())
     world.serve(WEB)
 
@@ -1121,7 +1124,7 @@ def test_an_edited_option_of_a_forwarder_is_for_new_connections():
     assert isinstance(world.send("S", cport=4), Deliver)
 
 
-def test_an_observer_that_raises_changes_nothing():
+def test_an_observer_that_raises_changes_nothing() -> None:
     class Grumbler(Nosy):
         def opened(self, connection: Connection) -> None:
             raise RuntimeError("one more")
@@ -1146,7 +1149,7 @@ def test_an_observer_that_raises_changes_nothing():
     assert all("Grumbler" in fault.plugin for fault in world.faults)
 
 
-def test_an_observer_needs_only_one_of_the_methods():
+def test_an_observer_needs_only_one_of_the_methods() -> None:
     class Brief:
         heard: list[str]
 
@@ -1167,7 +1170,7 @@ def test_an_observer_needs_only_one_of_the_methods():
     assert brief.heard == ["expired"]
 
 
-def test_nobody_need_listen_to_the_faults():
+def test_nobody_need_listen_to_the_faults() -> None:
     director = Director(load_plugins(), lambda target: ROUTE)
     director.add_service(WEB, PLAIN)
     director.add_server(WEB, ONE, None, SERVER)
@@ -1182,7 +1185,7 @@ def test_nobody_need_listen_to_the_faults():
     st.binary(max_size=120),
     st.lists(st.tuples(st.integers(0, 80), st.integers(0, 255)), max_size=3),
 )
-def test_no_packet_raises(junk, changes):
+def test_no_packet_raises(junk: bytes, changes: list[tuple[int, int]]) -> None:
     """Neither bytes at random nor a packet of a live connection with some bytes changed."""
     world = World()
     world.serve(WEB, ONE)

@@ -19,7 +19,7 @@ def datagram(length: int, identification: int = 7) -> bytes:
 
 
 @given(st.integers(0, 4000), st.integers(28, 1600), st.integers(0, 65535))
-def test_fragments_make_the_datagram_again(length, mtu, identification):
+def test_fragments_make_the_datagram_again(length: int, mtu: int, identification: int) -> None:
     whole = datagram(length, identification)
     parts = fragment(whole, mtu)
     if len(whole) <= mtu:
@@ -45,7 +45,7 @@ def test_fragments_make_the_datagram_again(length, mtu, identification):
 
 
 @pytest.mark.parametrize("length", [1460, 1480, 1481, 65515])
-def test_sizes_at_the_edge(length):
+def test_sizes_at_the_edge(length: int) -> None:
     parts = fragment(datagram(length), 1500)
     assert len(parts) == -(-length // 1480)
     assert b"".join(part[20:] for part in parts) == datagram(length)[20:]

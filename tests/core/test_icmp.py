@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +32,7 @@ LENGTHS = st.integers(0, 3000) | st.sampled_from([519, 520, 521, 1183, 1184, 118
     st.binary(max_size=10),
     st.sampled_from([0, 68, 1280, 1480, 65535]),
 )
-def test_ipv4_errors(refusal, length, options, mtu):
+def test_ipv4_errors(refusal: Refusal, length: int, options: bytes, mtu: int) -> None:
     options += bytes(-len(options) % 4)
     refused = packets.ip("10.0.0.9", "192.168.1.176", UDP, bytes(length), tos=0x28, options=options)
     reply = refuse(refused, refusal, mtu=mtu)
@@ -50,7 +52,7 @@ def test_ipv4_errors(refusal, length, options, mtu):
 
 
 @given(st.sampled_from(Refusal), LENGTHS, st.sampled_from([0, 1280, 1460, 65535]))
-def test_ipv6_errors(refusal, length, mtu):
+def test_ipv6_errors(refusal: Refusal, length: int, mtu: int) -> None:
     refused = packets.ip("2001:db8::9", "2001:db8::176", UDP, bytes(length), tos=0x28)
     reply = refuse(refused, refusal, mtu=mtu)
     found = inet6.IPv6(reply.packet)
@@ -81,7 +83,7 @@ def flow_of(raw: bytes) -> Flow | None:
 
 
 @pytest.mark.parametrize("kind", range(20))
-def test_the_ipv4_errors_that_are_relayed(kind):
+def test_the_ipv4_errors_that_are_relayed(kind: int) -> None:
     reply = packets.tcp(VIP, 80, CLIENT, 1024, "A")
     raw = bytes(inet.IP(src="10.9.9.9", dst=VIP) / inet.ICMP(type=kind) / reply[:28])
     wanted = packets.flow(CLIENT, 1024, VIP, 80) if kind in (3, 4, 11) else None
@@ -97,37 +99,37 @@ def test_the_ipv4_errors_that_are_relayed(kind):
         inet6.ICMPv6ParamProblem(),
     ],
 )
-def test_the_ipv6_errors_that_are_relayed(error):
+def test_the_ipv6_errors_that_are_relayed(error: Any) -> None:
     reply = packets.udp(VIP6, 53, CLIENT6, 1024)
     raw = bytes(inet6.IPv6(src="2001:db8:9::9", dst=VIP6) / error / reply)
     assert flow_of(raw) == packets.flow(CLIENT6, 1024, VIP6, 53, UDP)
 
 
 @pytest.mark.parametrize("kind", [0, 5, 100, 127, 128, 129, 133, 135, 137])
-def test_other_icmpv6_is_not(kind):
+def test_other_icmpv6_is_not(kind: int) -> None:
     raw = packets.icmp_error(CLIENT6, VIP6, kind, 0, packets.udp(VIP6, 53, CLIENT6, 1024))
     assert flow_of(raw) is None
 
 
 @given(st.integers(0, 48))
-def test_a_quote_must_reach_the_ports(length):
+def test_a_quote_must_reach_the_ports(length: int) -> None:
     reply = packets.tcp(VIP, 80, CLIENT, 1024, "A")
     found = flow_of(packets.icmp_error(CLIENT, VIP, 3, 4, reply[:length], rest=1300))
     assert (found is not None) == (length >= 24)
 
 
 @pytest.mark.parametrize("length", range(8))
-def test_an_icmp_header_cut_short(length):
+def test_an_icmp_header_cut_short(length: int) -> None:
     assert flow_of(packets.ip(CLIENT, VIP, 1, bytes((3, 4, 0, 0, 0, 0, 0, 0))[:length])) is None
 
 
-def test_a_fragment_of_an_error_says_nothing():
+def test_a_fragment_of_an_error_says_nothing() -> None:
     error = packets.icmp_error(CLIENT, VIP, 3, 4, packets.tcp(VIP, 80, CLIENT, 1024, "A"))
     assert flow_of(packets.ip(CLIENT, VIP, 1, error[20:])) is not None
     assert flow_of(packets.ip(CLIENT, VIP, 1, error[20:], more=True)) is None
 
 
-def test_the_builder_of_errors_builds_what_scapy_builds():
+def test_the_builder_of_errors_builds_what_scapy_builds() -> None:
     quote = packets.tcp(VIP, 80, CLIENT, 1024, "A")
     four = (
         inet.IP(src=CLIENT, dst=VIP, id=1, flags="DF")
@@ -141,7 +143,7 @@ def test_the_builder_of_errors_builds_what_scapy_builds():
 
 
 @pytest.mark.parametrize("protocol", [TCP, UDP])
-def test_an_error_of_ours_quotes_enough_to_be_relayed_by_the_next_director(protocol):
+def test_an_error_of_ours_quotes_enough_to_be_relayed_by_the_next_director(protocol: int) -> None:
     make = packets.tcp if protocol == TCP else packets.udp
     reply = refuse(make(VIP, 80, CLIENT, 1024), Refusal.PORT_UNREACHABLE)
     assert inet.UDPerror in inet.IP(reply.packet) or protocol == TCP

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -52,7 +54,18 @@ def extension(name: str, units: int) -> Packet:
     src=V4, dst=V4, sport=PORTS, dport=PORTS, flags=BYTES, kind=KINDS, options=OPTIONS,
     payload=PAYLOADS, tos=BYTES,
 )  # fmt: skip
-def test_ipv4_of_scapy(*, src, dst, sport, dport, flags, kind, options, payload, tos):
+def test_ipv4_of_scapy(
+    *,
+    src: str,
+    dst: str,
+    sport: int,
+    dport: int,
+    flags: int,
+    kind: str,
+    options: Any,
+    payload: bytes,
+    tos: int,
+) -> None:
     segment = transport(kind, sport, dport, flags)
     raw = bytes(inet.IP(src=src, dst=dst, tos=tos, options=options) / segment / payload)
     parsed = parse(raw)
@@ -79,8 +92,16 @@ def test_ipv4_of_scapy(*, src, dst, sport, dport, flags, kind, options, payload,
     ),
 )  # fmt: skip
 def test_ipv6_of_scapy_with_extension_headers(
-    *, src, dst, sport, dport, flags, kind, payload, chain
-):
+    *,
+    src: str,
+    dst: str,
+    sport: int,
+    dport: int,
+    flags: int,
+    kind: str,
+    payload: bytes,
+    chain: list[tuple[str, int]],
+) -> None:
     built: Packet = inet6.IPv6(src=src, dst=dst)
     for name, units in chain:
         built /= extension(name, units)
@@ -105,7 +126,7 @@ def ah(units: int, following: int) -> bytes:
 
 
 @pytest.mark.parametrize("units", [1, 2, 4, 5])
-def test_ipv6_authentication_header(units):
+def test_ipv6_authentication_header(units: int) -> None:
     body = ah(units, TCP) + packets.tcp("::1", 5, "::2", 6, "A")[40:]
     parsed = parse(packets.ip("::1", "::2", 51, body))
     assert parsed is not None
@@ -115,7 +136,7 @@ def test_ipv6_authentication_header(units):
 @pytest.mark.parametrize(
     ("number", "size"), [(0, 8), (43, 8), (60, 8), (135, 8), (44, 8), (51, 8)], ids=str
 )
-def test_every_ipv6_extension_header_is_stepped_over(number, size):
+def test_every_ipv6_extension_header_is_stepped_over(number: int, size: int) -> None:
     header = bytes((UDP, 0)) + bytes(6)
     parsed = parse(packets.ip("::1", "::2", number, header + packets.udp("::1", 5, "::2", 6)[40:]))
     assert parsed is not None
@@ -123,13 +144,13 @@ def test_every_ipv6_extension_header_is_stepped_over(number, size):
 
 
 @pytest.mark.parametrize("number", [59, 50, 58, 132])
-def test_other_ipv6_protocols_have_no_ports(number):
+def test_other_ipv6_protocols_have_no_ports(number: int) -> None:
     """No next header, ESP (which hides all that follows), ICMPv6 and SCTP."""
     parsed = parse(packets.ip("::1", "::2", number, bytes(40)))
     assert parsed == Parsed(6, number, bytes(15) + b"\1", bytes(15) + b"\2", 40, 80, False)
 
 
-def test_a_chain_of_extension_headers_has_an_end():
+def test_a_chain_of_extension_headers_has_an_end() -> None:
     options = bytes((0, 0)) + bytes(6)
     assert parse(packets.ip("::1", "::2", 0, options * 100)) is None
     segment = packets.tcp("::1", 5, "::2", 6)[40:]
@@ -140,7 +161,7 @@ def test_a_chain_of_extension_headers_has_an_end():
 
 
 @pytest.mark.parametrize("claimed", [1, 40, 255])
-def test_an_extension_header_longer_than_the_packet(claimed):
+def test_an_extension_header_longer_than_the_packet(claimed: int) -> None:
     body = bytes((TCP, claimed)) + bytes(6)
     assert parse(packets.ip("::1", "::2", 60, body)) is None
     assert parse(packets.ip("::1", "::2", 60, body[:7])) is None
@@ -150,7 +171,7 @@ def test_an_extension_header_longer_than_the_packet(claimed):
     ("more", "offset", "reserved", "fragment"),
     [(0, 0, 0, False), (0, 0, 3, False), (1, 0, 0, True), (0, 1, 0, True), (0, 0x1FFF, 0, True)],
 )
-def test_ipv6_fragments(more, offset, reserved, fragment):
+def test_ipv6_fragments(more: int, offset: int, reserved: int, fragment: bool) -> None:
     """A fragment's payload need not hold a header, and has no ports; reserved bits say nothing."""
     word = offset << 3 | reserved << 1 | more
     head = bytes((TCP, 0)) + word.to_bytes(2, "big") + bytes(4)
@@ -167,7 +188,7 @@ def test_ipv6_fragments(more, offset, reserved, fragment):
     ("word", "fragment"),
     [(0, False), (0x4000, False), (0x8000, False), (0x2000, True), (1, True), (0x1F00, True)],
 )
-def test_ipv4_fragments(word, fragment):
+def test_ipv4_fragments(word: int, fragment: bool) -> None:
     raw = bytearray(packets.tcp("10.0.0.1", 5, "10.0.0.2", 6))
     raw[6:8] = word.to_bytes(2, "big")
     parsed = parse(bytes(raw))
@@ -180,7 +201,9 @@ def test_ipv4_fragments(word, fragment):
 
 
 @given(V4, V4, PORTS, PORTS, KINDS)
-def test_an_ipv4_datagram_cut_anywhere_is_malformed(src, dst, sport, dport, kind):
+def test_an_ipv4_datagram_cut_anywhere_is_malformed(
+    src: str, dst: str, sport: int, dport: int, kind: str
+) -> None:
     raw = bytes(inet.IP(src=src, dst=dst) / transport(kind, sport, dport, 2))
     for end in range(len(raw)):
         assert parse(raw[:end]) is None
@@ -188,7 +211,7 @@ def test_an_ipv4_datagram_cut_anywhere_is_malformed(src, dst, sport, dport, kind
 
 @pytest.mark.parametrize("size", [0, 1, 19])
 @pytest.mark.parametrize("protocol", [TCP, UDP])
-def test_a_transport_header_cut_short_is_malformed(protocol, size):
+def test_a_transport_header_cut_short_is_malformed(protocol: int, size: int) -> None:
     """Also where the IP header itself says that there is no more."""
     short = bytes(min(size, 7) if protocol == UDP else size)
     assert parse(packets.ip("10.0.0.1", "10.0.0.2", protocol, short)) is None
@@ -197,14 +220,14 @@ def test_a_transport_header_cut_short_is_malformed(protocol, size):
 
 
 @pytest.mark.parametrize("first", [0x44, 0x40, 0x05, 0x55, 0x75, 0xF5])
-def test_wrong_versions_and_header_lengths(first):
+def test_wrong_versions_and_header_lengths(first: int) -> None:
     raw = bytearray(packets.tcp("10.0.0.1", 5, "10.0.0.2", 6) + bytes(100))
     raw[0] = first
     assert parse(bytes(raw)) is None
 
 
 @pytest.mark.parametrize("claimed", [0, 19, 23, 24, 44, 45])
-def test_ipv4_lengths(claimed):
+def test_ipv4_lengths(claimed: int) -> None:
     """The length must hold the header and a TCP header, and the packet must be as long."""
     raw = bytearray(packets.ip("10.0.0.1", "10.0.0.2", TCP, bytes(20), options=bytes(4)))
     assert len(raw) == 44
@@ -227,7 +250,7 @@ def check_bounds(raw: bytes) -> None:
 
 @given(st.binary(max_size=200))
 @example(b"")
-def test_arbitrary_bytes_never_raise(raw):
+def test_arbitrary_bytes_never_raise(raw: bytes) -> None:
     check_bounds(raw)
 
 
@@ -235,7 +258,9 @@ def test_arbitrary_bytes_never_raise(raw):
     st.sampled_from([b"\x45", b"\x46", b"\x4f", b"\x60"]), st.binary(min_size=19, max_size=120),
     st.sampled_from([0, 6, 17, 43, 44, 51, 60, 135]),
 )  # fmt: skip
-def test_bytes_that_begin_like_a_datagram_never_raise(first, rest, protocol):
+def test_bytes_that_begin_like_a_datagram_never_raise(
+    first: bytes, rest: bytes, protocol: int
+) -> None:
     raw = bytearray(first + rest)
     if first == b"\x60":
         raw[4:7] = max(len(raw) - 40, 0).to_bytes(2, "big") + bytes((protocol,))
@@ -248,7 +273,7 @@ def test_bytes_that_begin_like_a_datagram_never_raise(first, rest, protocol):
 @given(
     st.booleans(), st.lists(st.tuples(st.integers(0, 99), BYTES), max_size=4), st.integers(0, 100)
 )
-def test_mutated_packets_never_raise(six, changes, cut):
+def test_mutated_packets_never_raise(six: bool, changes: list[tuple[int, int]], cut: int) -> None:
     ends = ("2001:db8::1", "2001:db8::2") if six else ("10.0.0.1", "10.0.0.2")
     body = bytes((TCP, 0)) + bytes(6) + packets.tcp(ends[0], 1, ends[1], 2, payload=bytes(32))[-52:]
     raw = bytearray(packets.ip(*ends, 60 if six else TCP, body))
@@ -261,7 +286,7 @@ def test_mutated_packets_never_raise(six, changes, cut):
 
 
 @given(src=V4 | V6, sport=PORTS, dport=PORTS, kind=KINDS, options=OPTIONS, part=st.floats(0, 1))
-def test_quotes(*, src, sport, dport, kind, options, part):
+def test_quotes(*, src: str, sport: int, dport: int, kind: str, options: Any, part: float) -> None:
     six = ":" in src
     head = inet6.IPv6(src=src, dst=src) if six else inet.IP(src=src, dst=src, options=options)
     raw = bytes(head / transport(kind, sport, dport, 2) / b"payload")
@@ -279,7 +304,7 @@ def test_quotes(*, src, sport, dport, kind, options, part):
 @pytest.mark.parametrize(
     ("word", "known"), [(0x2000, True), (0x4000, True), (1, False), (0x1F00, False), (0xFF, False)]
 )
-def test_quotes_of_fragments(word, known):
+def test_quotes_of_fragments(word: int, known: bool) -> None:
     """Only a datagram's first fragment has the ports."""
     raw = bytearray(packets.udp("10.0.0.1", 5, "10.0.0.2", 6))
     raw[6:8] = word.to_bytes(2, "big")
@@ -287,7 +312,7 @@ def test_quotes_of_fragments(word, known):
 
 
 @pytest.mark.parametrize("first", [0x44, 0x50, 0x05])
-def test_quotes_of_nonsense(first):
+def test_quotes_of_nonsense(first: int) -> None:
     raw = bytearray(packets.udp("10.0.0.1", 5, "10.0.0.2", 6))
     raw[0] = first
     assert parse_quoted(bytes(raw)) is None
@@ -303,7 +328,7 @@ def test_quotes_of_nonsense(first):
 @example(b"\xff\xff")
 @example(b"\xff\xff\xff\xff")
 @example(b"\0\1\xff\xfe")
-def test_checksum_is_scapys(data):
+def test_checksum_is_scapys(data: bytes) -> None:
     assert checksum(data) == scapy_checksum(data)
 
 
@@ -312,8 +337,17 @@ def test_checksum_is_scapys(data):
     ttl=BYTES, tos=BYTES, df=st.booleans(),
 )  # fmt: skip
 def test_the_packet_builders_build_what_scapy_builds(
-    *, six, kind, sport, dport, flags, payload, ttl, tos, df
-):
+    *,
+    six: bool,
+    kind: str,
+    sport: int,
+    dport: int,
+    flags: int,
+    payload: bytes,
+    ttl: int,
+    tos: int,
+    df: bool,
+) -> None:
     src, dst = ("2001:db8::1", "2001:db8:1::2") if six else ("10.0.0.1", "192.168.1.176")
     head = (
         inet6.IPv6(src=src, dst=dst, hlim=ttl, tc=tos)
@@ -329,7 +363,7 @@ def test_the_packet_builders_build_what_scapy_builds(
     assert built == bytes(head / segment / payload)
 
 
-def test_flags_by_letter():
+def test_flags_by_letter() -> None:
     assert packets.tcp("10.0.0.1", 1, "10.0.0.2", 2, "SA") == packets.tcp(
         "10.0.0.1", 1, "10.0.0.2", 2, 0x12
     )

@@ -21,8 +21,8 @@ from lvskit import (
     Transmit,
     load_plugins,
 )
-from lvskit.core.connection import Connection
-from lvskit.core.persistence import Template, masked
+from lvskit.core.connection import Connection, Template
+from lvskit.core.persistence import masked
 from lvskit.testing import packets
 from lvskit.testing.packets import address
 
@@ -69,7 +69,9 @@ ADDRESSES = st.one_of(
 
 
 @given(ADDRESSES, st.integers(0, 128), st.lists(st.integers(0, 7), max_size=12))
-def test_clients_of_one_network_share_a_server_and_a_template(clients, prefix, order):
+def test_clients_of_one_network_share_a_server_and_a_template(
+    clients: tuple[int, list[str]], prefix: int, order: list[int]
+) -> None:
     version, addresses = clients
     prefix = min(prefix, 32 if version == 4 else 128)
     network = ipaddress.ip_network(f"{'0.0.0.0' if version == 4 else '::'}/{prefix}")
@@ -88,13 +90,13 @@ def test_clients_of_one_network_share_a_server_and_a_template(clients, prefix, o
 
 
 @given(st.binary(min_size=4, max_size=4), st.binary(min_size=4, max_size=4))
-def test_any_mask_will_do(client, mask):
+def test_any_mask_will_do(client: bytes, mask: bytes) -> None:
     """-M takes a mask for IPv4, which need not be a prefix."""
     assert masked(client, mask) == bytes(a & b for a, b in zip(client, mask, strict=True))
     assert masked(client, None) == client
 
 
-def test_new_networks_are_scheduled_and_known_ones_are_not():
+def test_new_networks_are_scheduled_and_known_ones_are_not() -> None:
     made = director()
     first = [server_for(made, f"10.0.0.{n}", 1) for n in range(6)]
     assert first == [13, 12, 11, 13, 12, 11]
@@ -105,7 +107,7 @@ def test_new_networks_are_scheduled_and_known_ones_are_not():
 # --- how long ---
 
 
-def test_a_template_lasts_from_the_last_new_connection_on():
+def test_a_template_lasts_from_the_last_new_connection_on() -> None:
     """Not from the last packet."""
     made = director(persistence_s=100)
     assert server_for(made, CLIENT, 1, 0.0) == 13
@@ -122,7 +124,7 @@ def test_a_template_lasts_from_the_last_new_connection_on():
     assert server_for(made, CLIENT, 3, 190.0) == 12
 
 
-def test_a_template_outlives_its_connections_in_steps_of_a_minute():
+def test_a_template_outlives_its_connections_in_steps_of_a_minute() -> None:
     """And its own time is a minute from then on: the kernel's quirk."""
     made = director(persistence_s=100)
     server_for(made, CLIENT, 1, 0.0)
@@ -142,7 +144,7 @@ def test_a_template_outlives_its_connections_in_steps_of_a_minute():
 
 
 @pytest.mark.parametrize("protocol", [TCP, UDP])
-def test_at_one_instant_a_connection_ends_before_its_template(protocol):
+def test_at_one_instant_a_connection_ends_before_its_template(protocol: int) -> None:
     made = director(
         ServiceKey.of(protocol, address(VIP), 80), persistence_s=120 + 180 * (protocol == UDP)
     )
@@ -157,7 +159,7 @@ def test_at_one_instant_a_connection_ends_before_its_template(protocol):
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_renewals_are_made_up_for_when_nobody_called_expire(late):
+def test_renewals_are_made_up_for_when_nobody_called_expire(late: bool) -> None:
     made = director(persistence_s=100)
     server_for(made, CLIENT, 1, 0.0)
     made.receive(packets.tcp(CLIENT, 1, VIP, 80, "A"), 0.0)
@@ -169,7 +171,7 @@ def test_renewals_are_made_up_for_when_nobody_called_expire(late):
     assert template.children == 1
 
 
-def test_an_edited_time_is_for_new_templates():
+def test_an_edited_time_is_for_new_templates() -> None:
     made = director(persistence_s=100)
     server_for(made, CLIENT, 1, 0.0)
     made.edit_service(WEB, ServiceSettings(scheduler="rr", persistence_s=7))
@@ -184,7 +186,7 @@ def test_an_edited_time_is_for_new_templates():
 # --- when a template counts, and when it does not ---
 
 
-def test_quiescing_keeps_the_clients_that_are_there():
+def test_quiescing_keeps_the_clients_that_are_there() -> None:
     made = director()
     assert server_for(made, CLIENT, 1) == 13
     made.edit_server(WEB, SERVERS[2], None, ServerSettings(weight=0))
@@ -192,7 +194,7 @@ def test_quiescing_keeps_the_clients_that_are_there():
     assert [server_for(made, f"10.0.0.{n}", 1) for n in range(3)] == [12, 11, 12]
 
 
-def test_an_overloaded_server_keeps_the_clients_that_are_there():
+def test_an_overloaded_server_keeps_the_clients_that_are_there() -> None:
     made = director()
     assert server_for(made, CLIENT, 1) == 13
     made.edit_server(WEB, SERVERS[2], None, ServerSettings(upper=1))
@@ -205,7 +207,7 @@ def test_an_overloaded_server_keeps_the_clients_that_are_there():
     assert server.persistconns == 1
 
 
-def test_a_removed_servers_clients_are_scheduled_anew_and_the_old_template_ends_unseen():
+def test_a_removed_servers_clients_are_scheduled_anew_and_the_old_template_ends_unseen() -> None:
     made = director()
     assert server_for(made, CLIENT, 1, 0.0) == 13
     old = templates(made)[0]
@@ -224,7 +226,7 @@ def test_a_removed_servers_clients_are_scheduled_anew_and_the_old_template_ends_
     assert old.server.persistconns == 0
 
 
-def test_without_another_server_the_client_is_refused_and_the_old_template_retires():
+def test_without_another_server_the_client_is_refused_and_the_old_template_retires() -> None:
     made = director()
     for server in SERVERS[:2]:
         made.remove_server(WEB, server, None, 0.0)
@@ -235,7 +237,7 @@ def test_without_another_server_the_client_is_refused_and_the_old_template_retir
     assert server_for(made, CLIENT, 2, 3.0) is None
 
 
-def test_a_server_that_is_back_in_time_keeps_its_clients():
+def test_a_server_that_is_back_in_time_keeps_its_clients() -> None:
     made = director()
     assert server_for(made, CLIENT, 1, 0.0) == 13
     made.remove_server(WEB, SERVERS[2], None, 1.0)
@@ -246,7 +248,7 @@ def test_a_server_that_is_back_in_time_keeps_its_clients():
 # --- assured ---
 
 
-def test_a_template_is_assured_by_an_established_connection():
+def test_a_template_is_assured_by_an_established_connection() -> None:
     made = director()
     server_for(made, CLIENT, 1)
     (template,) = templates(made)
@@ -258,7 +260,7 @@ def test_a_template_is_assured_by_an_established_connection():
     assert (template.assured, template.state_name) == (True, "ASSURED")
 
 
-def test_a_udp_template_is_assured_by_an_answer():
+def test_a_udp_template_is_assured_by_an_answer() -> None:
     made = director(ServiceKey.of(UDP, address(VIP), 53))
     for cport in (1, 2):
         made.receive(packets.udp(CLIENT, cport, VIP, 53), 0.0)
@@ -279,7 +281,7 @@ def flows(made: Director) -> list[tuple[int, str, int, int]]:
     ]
 
 
-def test_services_have_templates_of_their_own():
+def test_services_have_templates_of_their_own() -> None:
     dns = ServiceKey.of(UDP, address(VIP), 80)
     made = director(WEB, ServiceKey.of(TCP, address(VIP), 81), dns)
     server_for(made, CLIENT, 1)
@@ -288,7 +290,7 @@ def test_services_have_templates_of_their_own():
     assert flows(made) == [(TCP, VIP, 80, 80), (TCP, VIP, 81, 81), (UDP, VIP, 80, 80)]
 
 
-def test_port_0_spans_ports_but_not_protocols():
+def test_port_0_spans_ports_but_not_protocols() -> None:
     made = director(ServiceKey.of(TCP, address(VIP), 0), ServiceKey.of(UDP, address(VIP), 0))
     assert [server_for(made, CLIENT, 1, port=port) for port in (80, 21, 443)] == [13] * 3
     made.receive(packets.udp(CLIENT, 1, VIP, 80), 0.0)
@@ -297,7 +299,7 @@ def test_port_0_spans_ports_but_not_protocols():
     assert ports == [(80, 80), (21, 21), (443, 443), (80, 80)]
 
 
-def test_ftp_spans_its_data_connections():
+def test_ftp_spans_its_data_connections() -> None:
     made = director(ServiceKey.of(TCP, address(VIP), 21), ServiceKey.of(TCP, address(VIP), 0))
     made.remove_server(ServiceKey.of(TCP, address(VIP), 0), SERVERS[2], None, 0.0)
     assert server_for(made, CLIENT, 1, port=21) == 13
@@ -306,7 +308,7 @@ def test_ftp_spans_its_data_connections():
 
 
 @pytest.mark.parametrize(("client", "vip"), [(CLIENT, VIP), (CLIENT6, VIP6)])
-def test_a_mark_spans_protocols_ports_and_addresses(client, vip):
+def test_a_mark_spans_protocols_ports_and_addresses(client: str, vip: str) -> None:
     made = director(ServiceKey.mark(0x01020304, version=6 if ":" in vip else 4))
     mark = 0x01020304
     assert server_for(made, client, 1, port=80, mark=mark) == 13
@@ -318,7 +320,7 @@ def test_a_mark_spans_protocols_ports_and_addresses(client, vip):
     assert flows(made) == [(0, shown, 0, 0)]
 
 
-def test_a_persistent_mark_leaves_the_clients_port_alone():
+def test_a_persistent_mark_leaves_the_clients_port_alone() -> None:
     """Even where the server was given one: only without persistence does that count."""
     key = ServiceKey.mark(7)
     made = director(key)
@@ -331,7 +333,7 @@ def test_a_persistent_mark_leaves_the_clients_port_alone():
     assert flows(made) == [(0, "0.0.0.7", 0, 0)]
 
 
-def test_the_end_of_a_template_looks_at_the_lower_threshold_again():
+def test_the_end_of_a_template_looks_at_the_lower_threshold_again() -> None:
     """As the end of a connection does: an edit alone does not."""
     made = director(persistence_s=100)
     for gone in SERVERS[:2]:
@@ -350,7 +352,7 @@ def test_the_end_of_a_template_looks_at_the_lower_threshold_again():
     assert (server.persistconns, server.overloaded) == (1, False)
 
 
-def test_one_packet_and_persistent_at_once():
+def test_one_packet_and_persistent_at_once() -> None:
     """Each datagram renews the template, and leaves nothing else."""
     made = director(ServiceKey.of(UDP, address(VIP), 53), one_packet=True)
     for now in (0.0, 100.0):

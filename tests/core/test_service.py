@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,14 +27,14 @@ VIP, VIP6 = address("192.168.1.176"), address("2001:db8::176")
         (ServiceKey.mark(2**32 - 1, version=6), "FWM 4294967295 IPv6"),
     ],
 )
-def test_names(key, name):
+def test_names(key: ServiceKey, name: str) -> None:
     service = VirtualService(key)
     assert str(key) == service.name == name
     assert (service.protocol, service.address) == (key.protocol, key.address)
     assert (service.port, service.fwmark) == (key.port, key.fwmark)
 
 
-def test_the_version_is_the_addresss():
+def test_the_version_is_the_addresss() -> None:
     assert (ServiceKey.of(TCP, VIP, 80).version, ServiceKey.of(TCP, VIP6, 80).version) == (4, 6)
     assert ServiceKey.mark(1).version == 4
     assert endpoint(VIP6, 80) == "[2001:db8::176]:80"
@@ -56,7 +59,7 @@ def test_the_version_is_the_addresss():
         (OutOfRange, lambda: ServerSettings(upper=5, lower=-1).check("x")),
     ],
 )
-def test_values_that_cannot_be(error, make):
+def test_values_that_cannot_be(error: type[Exception], make: Callable[[], object]) -> None:
     with pytest.raises(error):
         make()
 
@@ -71,7 +74,7 @@ def test_values_that_cannot_be(error, make):
         ServerSettings(upper=5),
     ],
 )
-def test_values_at_the_edge(settings):
+def test_values_at_the_edge(settings: Any) -> None:
     settings.check("x")
     assert ServiceKey.of(TCP, VIP, 65535).port == 65535
 
@@ -97,7 +100,7 @@ def test_values_at_the_edge(settings):
         ("::ffff:192.168.1.11", False),
     ],
 )
-def test_addresses_of_real_servers(text, unicast):
+def test_addresses_of_real_servers(text: str, unicast: bool) -> None:
     if unicast:
         check_address(address(text))
     else:
@@ -113,7 +116,9 @@ def test_addresses_of_real_servers(text, unicast):
     lower=st.integers(0, 12),
     steps=st.lists(st.sampled_from(["take", "take", "release"]), max_size=60),
 )
-def test_overload_begins_at_the_upper_threshold_and_ends_below_the_lower_one(upper, lower, steps):
+def test_overload_begins_at_the_upper_threshold_and_ends_below_the_lower_one(
+    upper: int, lower: int, steps: list[Any]
+) -> None:
     """Without a lower one: below three quarters of the upper. Exact, also where 4 is no divisor."""
     lower = min(lower, upper)
     server = RealServer(VirtualService(ServiceKey.of(TCP, VIP, 80)), VIP, 80)
@@ -140,7 +145,9 @@ def test_overload_begins_at_the_upper_threshold_and_ends_below_the_lower_one(upp
 
 
 @pytest.mark.parametrize(("upper", "overloaded"), [(0, False), (4, True), (3, True), (5, False)])
-def test_an_edit_ends_overload_only_by_a_higher_threshold_or_none(upper, overloaded):
+def test_an_edit_ends_overload_only_by_a_higher_threshold_or_none(
+    upper: int, overloaded: bool
+) -> None:
     server = RealServer(VirtualService(ServiceKey.of(TCP, VIP, 80)), VIP, 80)
     server.apply(ServerSettings(upper=4, weight=3))
     server.activeconns = 9
@@ -150,7 +157,7 @@ def test_an_edit_ends_overload_only_by_a_higher_threshold_or_none(upper, overloa
     assert (server.overloaded, server.weight) == (overloaded, 8)
 
 
-def test_templates_refer_to_a_server_but_do_not_load_it():
+def test_templates_refer_to_a_server_but_do_not_load_it() -> None:
     server = RealServer(VirtualService(ServiceKey.of(TCP, VIP, 80)), VIP, 80)
     server.apply(ServerSettings(upper=1))
     server.persistconns = 5
@@ -161,7 +168,9 @@ def test_templates_refer_to_a_server_but_do_not_load_it():
 # --- counters ---
 
 
-def test_a_services_counters_are_those_of_its_servers_while_they_were_there(service):
+def test_a_services_counters_are_those_of_its_servers_while_they_were_there(
+    service: VirtualService,
+) -> None:
     one, two = (RealServer(service, bytes([10, 0, 0, n]), 80) for n in (1, 2))
     one.counters.conns = 100  # from another life
     service.attach(one)
@@ -179,7 +188,7 @@ def test_a_services_counters_are_those_of_its_servers_while_they_were_there(serv
     assert service.find(bytes([10, 0, 0, 2]), 80) is two
 
 
-def test_a_server_is_found_by_address_and_port(service, server):
+def test_a_server_is_found_by_address_and_port(service: VirtualService, server: RealServer) -> None:
     assert service.find(server.address, 80) is server
     for wanted in ((server.address, 81), (bytes([192, 168, 1, 12]), 80)):
         with pytest.raises(ServerNotFound, match=r"there are: 192\.168\.1\.11:80"):
@@ -189,7 +198,7 @@ def test_a_server_is_found_by_address_and_port(service, server):
         service.find(server.address, 80)
 
 
-def test_the_total_outlives_services(service, server):
+def test_the_total_outlives_services(service: VirtualService, server: RealServer) -> None:
     table = ServiceTable()
     table.add(service)
     with pytest.raises(ServiceExists, match=r"TCP .*:80 exists"):
@@ -204,7 +213,7 @@ def test_the_total_outlives_services(service, server):
         table.get(service.key)
 
 
-def test_a_loop_over_services_may_remove_them(service):
+def test_a_loop_over_services_may_remove_them(service: VirtualService) -> None:
     table = ServiceTable()
     table.add(service)
     table.add(VirtualService(ServiceKey.mark(1)))

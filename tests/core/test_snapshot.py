@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lvskit import Connection, Director, Route, checksum, load_plugins
 from lvskit.control.api import Control
 from lvskit.core.connection import Connection as CoreConnection
-from lvskit.core.persistence import Template
+from lvskit.core.connection import Template
 from lvskit.core.snapshot import (
     ConnectionRecord,
     Part,

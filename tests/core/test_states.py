@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from lvskit.core import states
 from lvskit.core.connection import Connection
+from lvskit.core.service import RealServer
 
 # The columns, and the three tables, as documented for Linux ip_vs: rows are events. Two letters
 # each: none, established, SYN sent, SYN received, FIN wait, time wait, close, close wait, last ack,
@@ -50,7 +53,7 @@ def event_of(flags: int) -> str | None:
 
 @pytest.mark.parametrize("direction", ["INPUT", "OUTPUT", "INPUT_ONLY"])
 @pytest.mark.parametrize("state", range(11), ids=states.NAMES)
-def test_every_transition_for_every_flags_byte(direction, state):
+def test_every_transition_for_every_flags_byte(direction: str, state: int) -> None:
     table = getattr(states, direction)
     for flags in range(256):
         event = event_of(flags)
@@ -58,7 +61,7 @@ def test_every_transition_for_every_flags_byte(direction, state):
         assert states.NAMES[table[state][flags]] == wanted, f"flags {flags:#04x}"
 
 
-def test_names_and_numbers():
+def test_names_and_numbers() -> None:
     """The numbers go over the wire of the kernel's sync protocol."""
     assert list(states.NAMES) == [WORDS[column] for column in COLUMNS]
     assert states.NAMES[states.SYNACK] == "SYNACK"
@@ -67,7 +70,7 @@ def test_names_and_numbers():
     assert {states.NAMES[state] for state in states.HALF_OPEN} == {"SYN_RECV", "SYNACK"}
 
 
-def test_steady_is_what_changes_nothing_and_is_no_syn():
+def test_steady_is_what_changes_nothing_and_is_no_syn() -> None:
     """The short cut may be taken only where neither table moves the state."""
     for state in range(11):
         for flags in range(256):
@@ -75,7 +78,7 @@ def test_steady_is_what_changes_nothing_and_is_no_syn():
             assert states.STEADY[state][flags] == (stays and not flags & 0x02)
 
 
-def test_default_timeouts():
+def test_default_timeouts() -> None:
     timeouts = states.Timeouts()
     assert dict(zip(states.NAMES, timeouts.tcp, strict=True)) == SECONDS
     assert timeouts.udp == 300
@@ -91,7 +94,7 @@ def test_default_timeouts():
         ((1, 2, 3), (1, 2, 3)),
     ],
 )
-def test_set_changes_three_timeouts_and_0_keeps_one(given, wanted):
+def test_set_changes_three_timeouts_and_0_keeps_one(given: Any, wanted: Any) -> None:
     timeouts, before = states.Timeouts(), states.Timeouts()
     timeouts.set(*given)
     assert (timeouts.tcp[states.ESTABLISHED], timeouts.tcp[states.FIN_WAIT], timeouts.udp) == wanted
@@ -99,7 +102,7 @@ def test_set_changes_three_timeouts_and_0_keeps_one(given, wanted):
         assert timeouts.tcp[state] == before.tcp[state]
 
 
-def test_names_that_listings_show(server):
+def test_names_that_listings_show(server: RealServer) -> None:
     tcp, udp = Connection(6, bytes(12), server, 80), Connection(17, bytes(12), server, 53)
     assert (tcp.state_name, udp.state_name) == ("NONE", "UDP")
     tcp.state = states.FIN_WAIT

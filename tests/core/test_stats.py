@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import astuple
 from fractions import Fraction
 from math import floor
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,7 +34,7 @@ def exact_rate(increments: list[int], bits: int) -> int:
 
 
 @given(st.lists(COUNTERS, max_size=12))
-def test_rates_are_exact(increments):
+def test_rates_are_exact(increments: list[Counters]) -> None:
     estimator, total = Estimator(Counters()), Counters()
     for increment in increments:
         total += increment
@@ -44,7 +45,7 @@ def test_rates_are_exact(increments):
 
 
 @given(st.integers(0, 100_000))
-def test_a_steady_rate_is_approached(per_second):
+def test_a_steady_rate_is_approached(per_second: int) -> None:
     estimator, total = Estimator(Counters()), Counters()
     for _ in range(80):
         total += Counters(*[2 * per_second] * 5)
@@ -53,7 +54,9 @@ def test_a_steady_rate_is_approached(per_second):
 
 
 @given(st.lists(st.sampled_from(["tick", "zero", "count"]), max_size=20), COUNTERS, COUNTERS)
-def test_shown_lags_until_the_tick_and_starts_again_at_zero(steps, start, more):
+def test_shown_lags_until_the_tick_and_starts_again_at_zero(
+    steps: list[Any], start: Counters, more: Counters
+) -> None:
     """-Z goes by what was shown, not by what has been counted since the tick."""
     counters = start + Counters()
     estimator = Estimator(counters)
@@ -75,7 +78,7 @@ def test_shown_lags_until_the_tick_and_starts_again_at_zero(steps, start, more):
         assert estimator.shown() == folded - zero
 
 
-def test_zeroing_forgets_the_rates_but_not_what_comes_next():
+def test_zeroing_forgets_the_rates_but_not_what_comes_next() -> None:
     estimator = Estimator(Counters())
     estimator.tick(Counters(1000, 1000, 1000, 1000, 1000))
     estimator.zero()
@@ -86,7 +89,7 @@ def test_zeroing_forgets_the_rates_but_not_what_comes_next():
     assert estimator.shown() == Counters(80, 160, 0, 320, 0)
 
 
-def test_the_period():
+def test_the_period() -> None:
     assert PERIOD_S == 2.0
     assert Counters(1, 2, 3, 4, 5) + Counters(10, 20, 30, 40, 50) == Counters(11, 22, 33, 44, 55)
     assert Counters(10, 20, 30, 40, 50) - Counters(1, 2, 3, 4, 5) == Counters(9, 18, 27, 36, 45)

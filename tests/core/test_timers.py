@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -44,7 +45,7 @@ def drain(wheel: Wheel, now: float) -> list[Entry]:
 
 
 @given(STEPS, st.sampled_from([0.0, 0.75, 1_000_000.5]))
-def test_entries_leave_on_time_and_in_order(steps, start):
+def test_entries_leave_on_time_and_in_order(steps: list[Any], start: float) -> None:
     wheel, now, entries, fired = Wheel(start), start, [], 0
     for action, which, seconds in steps:
         filed = [e for e in entries if e.filed]
@@ -84,7 +85,9 @@ def test_entries_leave_on_time_and_in_order(steps, start):
 
 
 @given(st.lists(st.sampled_from([3.0, 3.25, 3.5]), min_size=2, max_size=8), st.booleans())
-def test_of_equal_deadlines_the_one_filed_last_is_first(deadlines, current):
+def test_of_equal_deadlines_the_one_filed_last_is_first(
+    deadlines: list[float], current: bool
+) -> None:
     """A connection before the template that it was made from, which is filed just before it."""
     wheel = Wheel(0.0)
     if current:  # the slot is open already
@@ -98,7 +101,7 @@ def test_of_equal_deadlines_the_one_filed_last_is_first(deadlines, current):
 
 
 @given(st.lists(SECONDS, min_size=1, max_size=20))
-def test_following_next_finds_every_entry_at_its_instant(deadlines):
+def test_following_next_finds_every_entry_at_its_instant(deadlines: list[float]) -> None:
     """Who sleeps until `next` and no longer is never late."""
     wheel = Wheel(0.0)
     for deadline in deadlines:
@@ -110,7 +113,7 @@ def test_following_next_finds_every_entry_at_its_instant(deadlines):
     assert all(deadline == at for deadline, at in found)
 
 
-def test_a_touched_entry_costs_one_look_per_deadline_that_it_had():
+def test_a_touched_entry_costs_one_look_per_deadline_that_it_had() -> None:
     """A busy connection is not filed again with every packet."""
     wheel, entry = Wheel(0.0), Entry(60.0)
     wheel.schedule(entry)
@@ -125,7 +128,7 @@ def test_a_touched_entry_costs_one_look_per_deadline_that_it_had():
     assert wheel.fired == 1
 
 
-def test_within_the_open_slot():
+def test_within_the_open_slot() -> None:
     """Moved to later, moved to earlier, forgotten: the older filing is ignored."""
     wheel = Wheel(0.0)
     later, earlier, gone = Entry(0.5), Entry(0.75), Entry(0.5)
@@ -142,7 +145,7 @@ def test_within_the_open_slot():
     assert wheel.next() is None
 
 
-def test_an_empty_wheel():
+def test_an_empty_wheel() -> None:
     wheel = Wheel(5.0)
     assert wheel.next() is None
     assert wheel.due(1e9) is None
@@ -153,7 +156,7 @@ def test_an_empty_wheel():
 
 
 @pytest.mark.parametrize("start", [0.0, 7.875])
-def test_an_entry_that_is_due_already_leaves_at_once(start):
+def test_an_entry_that_is_due_already_leaves_at_once(start: float) -> None:
     wheel, entry = Wheel(start), Entry(start)
     wheel.schedule(entry)
     assert wheel.due(start) is entry

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import lvskit_fwd_local
 import pytest
@@ -64,7 +64,9 @@ def director(protocol: int, vip: str, method: str, *, local: bool) -> Director:
         (packets.udp, "2001:db8:1::1", "2001:db8::176"),
     ],
 )
-def test_every_packet_is_delivered_whatever_its_ttl_and_size(build, client, vip, ttl):
+def test_every_packet_is_delivered_whatever_its_ttl_and_size(
+    build: Callable[..., bytes], client: str, vip: str, ttl: int
+) -> None:
     protocol = TCP if build is packets.tcp else UDP
     made = director(protocol, vip, "local", local=False)
     for size in (0, 60_000):
@@ -74,7 +76,7 @@ def test_every_packet_is_delivered_whatever_its_ttl_and_size(build, client, vip,
     assert service.counters.inpkts == 2
 
 
-def test_a_connection_stays_local_when_routes_change():
+def test_a_connection_stays_local_when_routes_change() -> None:
     client, vip = "10.0.0.1", "192.168.1.176"
     made = director(TCP, vip, "local", local=True)
     assert isinstance(made.receive(packets.tcp(client, 1, vip, 80), 0.0), Deliver)
@@ -82,7 +84,7 @@ def test_a_connection_stays_local_when_routes_change():
     assert isinstance(made.receive(packets.tcp(client, 1, vip, 80, "A"), 1.0), Deliver)
 
 
-def test_records():
+def test_records() -> None:
     (spec,) = lvskit_fwd_local.lvskit_register_forwarders()
     assert (spec.name, spec.keeps_port, spec.options) == ("local", True, None)
     assert load_plugins().forwarder("local").factory is spec.factory

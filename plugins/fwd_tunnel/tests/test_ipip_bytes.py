@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lvskit_fwd_tunnel
 import pytest
 from hypothesis import example, given
@@ -99,8 +101,17 @@ OPTIONS = st.lists(
     again=st.booleans(),
 )  # fmt: skip
 def test_what_leaves_is_what_scapy_would_send(
-    *, inner, outer, ttl, tos, df, payload, identification, options, again
-):
+    *,
+    inner: int,
+    outer: int,
+    ttl: int,
+    tos: int,
+    df: bool,
+    payload: bytes,
+    identification: int,
+    options: Any,
+    again: bool,
+) -> None:
     """IPv4 and IPv6 inside and outside; also the second time, from what was kept of the first."""
     more = {"id": identification, "options": options} if inner == 4 else {}
     packet = inner_packet(inner, ttl=ttl, tos=tos, df=df, payload=payload, **more)
@@ -133,7 +144,7 @@ def test_what_leaves_is_what_scapy_would_send(
 
 
 @pytest.mark.parametrize("tos", range(256))
-def test_every_tos(tos):
+def test_every_tos(tos: int) -> None:
     assert outer_tos(tos) == expected_tos(tos)
     assert Wrapped().sent(packets.tcp(CLIENT[4], 1, VIP[4], 80, tos=tos))[1] == expected_tos(tos)
     six = Wrapped(6).sent(packets.tcp(CLIENT[6], 1, VIP[6], 80, tos=tos))
@@ -144,13 +155,13 @@ def test_every_tos(tos):
 @example(0xFFFF, 64)
 @example(0xFEFF, 64)
 @example(0xFF00, 64)
-def test_the_inner_checksum_is_right_for_every_header(identification, ttl):
+def test_the_inner_checksum_is_right_for_every_header(identification: int, ttl: int) -> None:
     """The sum is adjusted, not computed anew: with carries, and to 0."""
     packet = packets.ip(CLIENT[4], VIP[4], 17, bytes(8), ttl=ttl, identification=identification)
     assert Wrapped().sent(packet)[20:] == decremented(packet)
 
 
-def test_the_inner_checksum_where_it_wraps():
+def test_the_inner_checksum_where_it_wraps() -> None:
     """All the headers whose checksum lies where adding one hop's worth carries."""
     seen = set()
     for identification in range(0, 65536, 7):
@@ -169,7 +180,7 @@ def test_the_inner_checksum_where_it_wraps():
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("ttl", [0, 1])
-def test_a_packet_at_the_end_of_its_life_is_answered(version, ttl):
+def test_a_packet_at_the_end_of_its_life_is_answered(version: int, ttl: int) -> None:
     """Before anything else, its size included; the quote is the packet as it came."""
     packet = packets.udp(CLIENT[version], 1, VIP[version], 80, ttl=ttl, payload=bytes(3000))
     for outer in (4, 6):
@@ -184,8 +195,8 @@ def test_a_packet_at_the_end_of_its_life_is_answered(version, ttl):
     ("inner", "outer", "overhead"), [(4, 4, 20), (4, 6, 40), (6, 4, 20), (6, 6, 40)]
 )
 def test_a_packet_that_fits_goes_and_a_larger_one_is_answered_with_the_size_that_fits(
-    inner, outer, overhead, mtu
-):
+    inner: int, outer: int, overhead: int, mtu: int
+) -> None:
     wrapped = Wrapped(outer, mtu)
     fits = mtu - overhead
     header = (20 if inner == 4 else 40) + 20
@@ -210,7 +221,9 @@ def test_a_packet_that_fits_goes_and_a_larger_one_is_answered_with_the_size_that
 
 
 @given(st.integers(0, 6000), st.sampled_from([576, 1400, 1500]), BYTES)
-def test_without_df_the_outer_packet_is_split_and_put_together_again(size, mtu, tos):
+def test_without_df_the_outer_packet_is_split_and_put_together_again(
+    size: int, mtu: int, tos: int
+) -> None:
     """By scapy, at the real server's end."""
     packet = packets.udp(
         CLIENT[4], 1, VIP[4], 80, payload=bytes(i & 255 for i in range(size)), df=False, tos=tos
@@ -222,7 +235,7 @@ def test_without_df_the_outer_packet_is_split_and_put_together_again(size, mtu, 
 
 
 @pytest.mark.parametrize(("outer", "largest"), [(4, 65515), (6, 65535)])
-def test_the_largest_datagrams(outer, largest):
+def test_the_largest_datagrams(outer: int, largest: int) -> None:
     """One that was put together from fragments may leave no room for another header."""
     wrapped = Wrapped(outer)
     make = {"df": False, "payload": bytes(largest - 28)}
@@ -235,7 +248,7 @@ def test_the_largest_datagrams(outer, largest):
         assert wrapped.tunnel.transmit(wrapped.connection, longer) == Drop(Reason.TOO_BIG)
 
 
-def test_packets_without_df_are_numbered_and_those_with_df_are_not():
+def test_packets_without_df_are_numbered_and_those_with_df_are_not() -> None:
     """RFC 6864: only what may be split needs an identification."""
     wrapped = Wrapped()
     numbers = []
@@ -252,7 +265,7 @@ packets_of_six = packets.udp(CLIENT[6], 1, VIP[6], 80)  # in IPv4 they have no D
 
 
 @pytest.mark.parametrize("outer", [4, 6])
-def test_a_changed_route_changes_what_was_kept(outer):
+def test_a_changed_route_changes_what_was_kept(outer: int) -> None:
     """Source address and MTU, from the next packet on."""
     wrapped = Wrapped(outer)
     packet = packets.tcp(CLIENT[4], 1, VIP[4], 80, "A", payload=bytes(1000))
@@ -271,7 +284,7 @@ def test_a_changed_route_changes_what_was_kept(outer):
 
 
 @given(st.lists(st.tuples(st.integers(2, 255), BYTES, st.integers(0, 40)), min_size=1, max_size=30))
-def test_headers_that_are_kept_are_not_mixed_up(shapes):
+def test_headers_that_are_kept_are_not_mixed_up(shapes: list[tuple[int, int, int]]) -> None:
     """TTL, TOS and length vary at once; each packet still gets its own header."""
     wrapped = Wrapped()
     for ttl, tos, size in shapes * 2:
@@ -283,7 +296,7 @@ def test_headers_that_are_kept_are_not_mixed_up(shapes):
         assert inet.IP(bytes(outer)).chksum == stated
 
 
-def test_more_kinds_of_headers_than_are_kept():
+def test_more_kinds_of_headers_than_are_kept() -> None:
     """The store is bounded; what falls out of it is built again."""
     wrapped = Wrapped(mtu=9000)
     for size in range(4200):
@@ -294,7 +307,7 @@ def test_more_kinds_of_headers_than_are_kept():
     assert len(wrapped.tunnel._headers) <= 4096
 
 
-def test_records():
+def test_records() -> None:
     (spec,) = lvskit_fwd_tunnel.lvskit_register_forwarders()
     assert (spec.name, spec.keeps_port, spec.options) == ("tunnel", True, None)
     assert load_plugins().forwarder("tunnel").factory is spec.factory

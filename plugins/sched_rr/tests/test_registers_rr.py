@@ -7,7 +7,7 @@ import lvskit_sched_rr
 from lvskit import load_plugins
 
 
-def test_records():
+def test_records() -> None:
     specs = {spec.name: spec for spec in lvskit_sched_rr.lvskit_register_schedulers()}
     assert sorted(specs) == ["rr", "wrr"]
     assert [specs[name].traits.weighted for name in ("rr", "wrr")] == [False, True]

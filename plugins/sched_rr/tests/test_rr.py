@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 from lvskit_sched_rr.rr import RoundRobin
@@ -37,7 +39,7 @@ def play(pool: Pool, steps: list[tuple]) -> None:
 
 
 @given(st.lists(WEIGHTS, max_size=6), STEPS)
-def test_rr_is_a_ring_that_is_turned(weights, steps):
+def test_rr_is_a_ring_that_is_turned(weights: list[int], steps: list[Any]) -> None:
     pool = Pool(RoundRobin, RotationRoundRobin)
     for weight in weights:
         pool.add(weight)
@@ -45,7 +47,9 @@ def test_rr_is_a_ring_that_is_turned(weights, steps):
 
 
 @given(st.lists(WEIGHTS, min_size=1, max_size=6), st.integers(0, 10), STEPS)
-def test_rr_may_be_made_for_servers_that_are_there(weights, picks, steps):
+def test_rr_may_be_made_for_servers_that_are_there(
+    weights: list[int], picks: int, steps: list[Any]
+) -> None:
     """As when a service is edited to use it."""
     pool = Pool()
     for weight in weights:
@@ -65,36 +69,36 @@ def picks(pool: Pool, count: int) -> list[int | None]:
     return [pool.pick() for _ in range(count)]
 
 
-def test_the_newest_server_comes_first():
+def test_the_newest_server_comes_first() -> None:
     assert picks(rr(1, 1, 1), 7) == [2, 1, 0, 2, 1, 0, 2]
 
 
-def test_weights_do_not_matter_except_0():
+def test_weights_do_not_matter_except_0() -> None:
     assert picks(rr(100, 0, 1), 4) == [2, 0, 2, 0]
 
 
-def test_a_new_server_waits_for_its_turn():
+def test_a_new_server_waits_for_its_turn() -> None:
     pool = rr(1, 1)
     assert picks(pool, 1) == [1]
     pool.add()
     assert picks(pool, 4) == [0, 2, 1, 0]
 
 
-def test_after_a_removed_server_its_successor_is_next():
+def test_after_a_removed_server_its_successor_is_next() -> None:
     pool = rr(1, 1, 1, 1)
     assert picks(pool, 2) == [3, 2]
     pool.remove(1)
     assert picks(pool, 3) == [1, 0, 3]
 
 
-def test_after_the_first_server_was_chosen_and_removed_the_new_first_is_next():
+def test_after_the_first_server_was_chosen_and_removed_the_new_first_is_next() -> None:
     pool = rr(1, 1, 1)
     assert picks(pool, 1) == [2]
     pool.remove(0)
     assert picks(pool, 2) == [1, 0]
 
 
-def test_nobody_is_chosen_where_nobody_may_be():
+def test_nobody_is_chosen_where_nobody_may_be() -> None:
     pool = rr()
     assert pool.pick() is None
     pool = rr(1, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import gcd
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -41,7 +42,7 @@ def play(pool: Pool, steps: list[tuple]) -> None:
 
 
 @given(st.lists(WEIGHTS, max_size=6), STEPS)
-def test_wrr_walks_over_the_cycle_of_turns(weights, steps):
+def test_wrr_walks_over_the_cycle_of_turns(weights: list[int], steps: list[Any]) -> None:
     pool = Pool(WeightedRoundRobin, CycleWeightedRoundRobin)
     for weight in weights:
         pool.add(weight)
@@ -49,7 +50,7 @@ def test_wrr_walks_over_the_cycle_of_turns(weights, steps):
 
 
 @given(st.lists(WEIGHTS, min_size=1, max_size=6), STEPS)
-def test_wrr_may_be_made_for_servers_that_are_there(weights, steps):
+def test_wrr_may_be_made_for_servers_that_are_there(weights: list[int], steps: list[Any]) -> None:
     pool = Pool()
     for weight in weights:
         pool.add(weight)
@@ -85,20 +86,20 @@ def picks(pool: Pool, count: int) -> list[int | None]:
         ((0, 2, 0, 4), [3, 1, 3]),
     ],
 )
-def test_cycles_that_the_kernel_makes(weights, cycle):
+def test_cycles_that_the_kernel_makes(weights: list[int], cycle: list[int]) -> None:
     """From the documentation of ip_vs: bursts, the heavy servers' surplus first."""
     assert picks(wrr(*weights), 3 * len(cycle)) == cycle * 3
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=6).filter(any))
-def test_a_cycle_is_shared_exactly_by_weight(weights):
+def test_a_cycle_is_shared_exactly_by_weight(weights: list[int]) -> None:
     pool, step = wrr(*weights), gcd(*weights)
     for _ in range(3):
         cycle = picks(pool, sum(weights) // step)
         assert [cycle.count(place) for place in range(len(weights))] == [w // step for w in weights]
 
 
-def test_a_search_from_the_middle_of_the_last_pass_comes_round():
+def test_a_search_from_the_middle_of_the_last_pass_comes_round() -> None:
     """The kernel's rule for giving up: not before every server was tried with any weight."""
     pool = wrr(3, 1)
     assert picks(pool, 3) == [0, 0, 0]
@@ -110,7 +111,7 @@ def test_a_search_from_the_middle_of_the_last_pass_comes_round():
     assert picks(pool, 3) == [0, 0, 0]
 
 
-def test_a_heavier_server_that_joins_waits_for_the_next_cycle():
+def test_a_heavier_server_that_joins_waits_for_the_next_cycle() -> None:
     """The kernel goes on in the pass that it was in, with the threshold of the lighter ones."""
     pool = Pool(WeightedRoundRobin)
     for weight in (2, 3, 4):
@@ -118,14 +119,14 @@ def test_a_heavier_server_that_joins_waits_for_the_next_cycle():
     assert picks(pool, 14) == [0, 1, 2, 0, 0, 1, 0, 1, 2, 0, 1, 2, 0, 0]
 
 
-def test_an_edit_begins_again_at_the_head_in_the_same_pass():
+def test_an_edit_begins_again_at_the_head_in_the_same_pass() -> None:
     pool = wrr(4, 4, 4)
     assert picks(pool, 1) == [0]
     pool.edit(1, 2)
     assert picks(pool, 6) == [0, 1, 2, 0, 2, 0]
 
 
-def test_nobody_is_chosen_where_nobody_may_be():
+def test_nobody_is_chosen_where_nobody_may_be() -> None:
     assert Pool(WeightedRoundRobin).pick() is None
     assert picks(wrr(0, 0), 2) == [None, None]
     pool = wrr(2, 2)

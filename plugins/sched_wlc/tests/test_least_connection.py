@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lvskit_sched_wlc
 import pytest
 from hypothesis import given
@@ -40,7 +42,9 @@ STEPS = st.lists(
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0].__name__)
 @given(st.lists(st.tuples(WEIGHTS, COUNTS, COUNTS), max_size=5), STEPS)
-def test_choices_are_those_of_exact_fractions(pair, servers, steps):
+def test_choices_are_those_of_exact_fractions(
+    pair: tuple[Any, Any], servers: list[tuple[int, int, int]], steps: list[Any]
+) -> None:
     pool = Pool(*pair)
     for weight, active, inactive in servers:
         pool.add(weight)
@@ -66,14 +70,14 @@ def pool_of(factory, *servers: tuple[int, int, int]) -> Pool:
 
 
 @pytest.mark.parametrize("factory", [pair[0] for pair in PAIRS])
-def test_the_newest_of_equals_is_chosen(factory):
+def test_the_newest_of_equals_is_chosen(factory: Any) -> None:
     assert pool_of(factory, (1, 0, 0), (1, 0, 0), (1, 0, 0)).pick() == 2
     assert pool_of(factory, (1, 2, 3), (1, 2, 3), (1, 2, 3)).pick() == 2
     assert pool_of(factory, (2**31 - 1, 4, 8), (2**31 - 1, 4, 8)).pick() == 1
 
 
 @pytest.mark.parametrize("factory", [pair[0] for pair in PAIRS])
-def test_the_quiesced_and_the_overloaded_are_not(factory):
+def test_the_quiesced_and_the_overloaded_are_not(factory: Any) -> None:
     pool = pool_of(factory, (1, 9, 9), (0, 0, 0), (5, 0, 0))
     pool.overload(0)
     assert pool.pick() == 0
@@ -82,7 +86,7 @@ def test_the_quiesced_and_the_overloaded_are_not(factory):
     assert Pool(factory).pick() is None
 
 
-def test_an_active_connection_weighs_as_much_as_257_inactive_ones():
+def test_an_active_connection_weighs_as_much_as_257_inactive_ones() -> None:
     pool = pool_of(WeightedLeastConnection, (1, 1, 0), (1, 0, 257))
     assert pool.pick() == 1  # equal: the newest
     pool.load(0, 0, 258)
@@ -92,25 +96,25 @@ def test_an_active_connection_weighs_as_much_as_257_inactive_ones():
     assert overhead(pool.servers[1]) == 257
 
 
-def test_wlc_goes_by_weight_and_lc_does_not():
+def test_wlc_goes_by_weight_and_lc_does_not() -> None:
     servers = (3, 2, 0), (1, 1, 0)
     assert pool_of(WeightedLeastConnection, *servers).pick() == 0
     assert pool_of(LeastConnection, *servers).pick() == 1
 
 
-def test_sed_counts_the_connection_to_come_and_only_active_ones():
+def test_sed_counts_the_connection_to_come_and_only_active_ones() -> None:
     assert pool_of(ShortestExpectedDelay, (3, 1, 10**6), (1, 0, 0)).pick() == 0
     assert pool_of(ShortestExpectedDelay, (2, 1, 0), (1, 0, 0)).pick() == 1
     assert pool_of(WeightedLeastConnection, (3, 1, 10**6), (1, 0, 0)).pick() == 1
 
 
-def test_nq_takes_an_idle_server_whatever_its_weight():
+def test_nq_takes_an_idle_server_whatever_its_weight() -> None:
     assert pool_of(NeverQueue, (1, 0, 0), (100, 1, 0)).pick() == 0
     assert pool_of(NeverQueue, (1, 0, 0), (100, 0, 10**6)).pick() == 1
     assert pool_of(NeverQueue, (1, 1, 0), (100, 2, 0)).pick() == 1
 
 
-def test_records():
+def test_records() -> None:
     specs = {spec.name: spec for spec in lvskit_sched_wlc.lvskit_register_schedulers()}
     assert sorted(specs) == ["lc", "nq", "sed", "wlc"]
     weighted = [name for name, spec in specs.items() if spec.traits.weighted]
