@@ -21,7 +21,7 @@ from lvskit.errors import ConfigError, DatapathError
 from lvskit.hostsetup.process import Process
 from lvskit.hostsetup.state import runtime_directory
 from lvskit.lab import namespaces
-from lvskit.lab.state import MARK, LabState
+from lvskit.lab.state import MARK, LabState, end_abandoned
 from lvskit.lab.topology import HOSTS
 
 _PROGRAM: Final = [sys.executable, "-P", "-S", namespaces.__file__]
@@ -84,6 +84,7 @@ class Lab:
         realservers: bool = True,
         servers: bool = True,
         start_director: bool = True,
+        owned: bool = False,
         tell: Callable[[str], None] = lambda _: None,
     ) -> Lab:
         """Start a lab; what a crashed one of the same name left is removed first.
@@ -94,6 +95,7 @@ class Lab:
             realservers: set the real servers up (`lvskit realserver up`).
             servers: start the small servers on the real servers and on the director.
             start_director: start the director's daemon, and wait until it answers.
+            owned: it ends with this process; if that cannot end it, the next `up` does.
             tell: called with a line for each thing done.
 
         Raises:
@@ -102,6 +104,8 @@ class Lab:
         """
         directory = _directory(name)
         _refuse_inside()
+        for abandoned in end_abandoned(directory.parent):
+            shutil.rmtree(abandoned)
         old = LabState.load(directory / "state.json")
         if old is not None and old.running:
             raise ConfigError(
@@ -115,7 +119,8 @@ class Lab:
             shutil.rmtree(directory)
             tell(f"removed what was left of a lab {name!r} that had crashed")
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lab = cls(name, directory, LabState(mark=secrets.token_hex(16), mode=mode))
+        owner = Process.of(os.getpid()) if owned else None
+        lab = cls(name, directory, LabState(mark=secrets.token_hex(16), mode=mode, owner=owner))
         try:
             lab._hold(vips=vips, realservers=realservers)
             tell(f"made the hosts {', '.join(lab.hosts)}")

@@ -34,6 +34,7 @@ class LabState(msgspec.Struct, kw_only=True):
         holder: the process that keeps the namespaces; None until it is started.
         hosts: for each host, the process that is first in its namespaces.
         daemons: what runs in them: name and process.
+        owner: the process that the lab ends with; None if it stays until it is ended.
     """
 
     mark: str
@@ -41,6 +42,7 @@ class LabState(msgspec.Struct, kw_only=True):
     holder: Process | None = None
     hosts: dict[str, Process] = {}
     daemons: dict[str, Process] = {}
+    owner: Process | None = None
 
     @classmethod
     def load(cls, path: Path) -> LabState | None:
@@ -62,6 +64,11 @@ class LabState(msgspec.Struct, kw_only=True):
     def save(self, path: Path) -> None:
         """Write the file."""
         write_private(path, msgspec.json.encode(self))
+
+    @property
+    def abandoned(self) -> bool:
+        """Its owner has ended without ending it."""
+        return self.owner is not None and not self.owner.running
 
     @property
     def running(self) -> bool:
@@ -104,6 +111,17 @@ class LabState(msgspec.Struct, kw_only=True):
             if _marked(pid, self.mark) or _network(pid) in networks:
                 found.append(process)
         return [process for process in found if process.running]
+
+
+def end_abandoned(parent: Path) -> list[Path]:
+    """End the labs below `parent` whose owner could not; return their directories."""
+    ended = []
+    for path in parent.glob("lab-*/state.json"):
+        state = LabState.load(path)
+        if state is not None and state.abandoned:
+            state.end()
+            ended.append(path.parent)
+    return ended
 
 
 def _processes() -> Iterator[int]:

@@ -168,6 +168,25 @@ def test_the_next_one_removes_what_a_crash_left(lost):
     assert not lab.directory.exists()
 
 
+def test_the_next_one_ends_a_lab_whose_owner_was_killed():
+    code = (
+        "import sys, time; from lvskit.lab import Lab\n"
+        "Lab.up(sys.argv[1], owned=True, servers=False, start_director=False)\n"
+        "print('up', flush=True); time.sleep(60)"
+    )
+    name = f"owned-{os.getpid()}"
+    command = [sys.executable, "-c", code, name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout.readline() == "up\n"
+        state = LabState.load(runtime_directory() / f"lab-{name}" / "state.json")
+        owner.kill()
+    assert state.running
+    with Lab.up(f"next-{os.getpid()}", servers=False, start_director=False):
+        assert not state.running
+        assert not any(process.running for process in state.hosts.values())
+        assert Lab.find(name) is None
+
+
 def test_an_innocent_process_of_the_same_number_lives_on():
     with subprocess.Popen(["sleep", "100"]) as innocent:
         other = Process(innocent.pid, "another boot/4711")

@@ -23,7 +23,7 @@ class LabStage:
 
     def __init__(self) -> None:
         self._helpers: list[subprocess.Popen[str]] = []
-        self._lab = Lab.up(f"demo-{os.getpid()}")
+        self._lab = Lab.up(f"demo-{os.getpid()}", owned=True)
         try:
             self._client = self._helper("client", "lvskit.cli.demo.client", *CLIENTS)
             self._capture = self._helper("director", "lvskit.cli.demo.capture")
