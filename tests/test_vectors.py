@@ -14,8 +14,6 @@ from lvskit.testing.vectors import find, load, run_scenario
 VECTORS = Path(__file__).parent / "vectors"
 PLUGINS = load_plugins(strict=True)
 PENDING = {
-    "life_lc": "times are recorded to 10 ms, timers fire every 4 ms: no tick count explains all",
-    "life_wlc": "times are recorded to 10 ms, timers fire every 4 ms: no tick count explains all",
     "pkt_fragments": "client fragments are not reassembled by the memory datapath yet",
     "pkt_icmp_related": "the host's own ICMP about a connection is not counted as sent yet",
     "pkt_ipip_inbound": "tunnelled packets to the director are not unpacked yet",

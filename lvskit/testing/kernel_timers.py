@@ -10,22 +10,47 @@ explain all of a recording.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import linear_regression
 
 from lvskit.core.connection import Connection, Template
 from lvskit.core.director import Director
 from lvskit.core.timers import Wheel
+from lvskit.testing.wire import Tree
 from lvskit.types import TCP
 
 TICKS_PER_S = 250
 Entry = Connection | Template
-FINE = range(0, 64, 2)
+FINE = range(64)
 """Tick counts to try for timers of seconds, whose granularity is at most 64 ticks."""
 COARSE = range(0, 4096, 64)
 """What to add for longer ones: 512 ticks for a minute or two, 4,096 for five to fifteen."""
+_ROUNDING_S = 0.006
 ESTIMATOR_S = 504 / TICKS_PER_S
 """Two seconds of the estimator's own timer: 500 ticks, rounded up to the next multiple of 8."""
 ESTIMATOR_PHASES = [step * 8 / TICKS_PER_S for step in range(1, 64)]
 """When its first tick after the start may fall."""
+
+
+def retimed(scenario: Tree) -> Tree:
+    """Return `scenario` with its times to the tick, where they are recorded to 10 ms.
+
+    Every step took the recorder the same time, sleeps apart, so the times lie on a straight line;
+    a scenario whose times do not is returned as it is.
+    """
+    slept, line = 0.0, []
+    for step in scenario["steps"]:
+        slept += step["do"].get("seconds", 0.0) if step["do"]["op"] == "sleep" else 0.0
+        line.append((step["t"] - slept, slept))
+    if len(line) < 2:
+        return scenario
+    slope, start = linear_regression(range(len(line)), [worked for worked, _ in line])
+    if any(abs(start + slope * n - worked) > _ROUNDING_S for n, (worked, _) in enumerate(line)):
+        return scenario
+    steps = [
+        {**step, "t": start + slope * n + slept}
+        for n, (step, (_, slept)) in enumerate(zip(scenario["steps"], line, strict=True))
+    ]
+    return {**scenario, "steps": steps}
 
 
 @dataclass(frozen=True)

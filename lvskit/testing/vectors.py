@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lvskit.plugins import Plugins, load_plugins
-from lvskit.testing.kernel_timers import COARSE, ESTIMATOR_PHASES, FINE, KernelClock
+from lvskit.testing.kernel_timers import COARSE, ESTIMATOR_PHASES, FINE, KernelClock, retimed
 from lvskit.testing.wire import Tree
 from lvskit.testing.world import MemoryWorld, Unsupported
 
@@ -92,8 +92,10 @@ def run_scenario(scenario: Tree, plugins: Plugins, datapath: str = "memory") -> 
     if outcome.kind != "failed" or datapath != "memory":
         return outcome
 
+    timed = retimed(scenario)
+
     def replay(clock: KernelClock) -> Outcome:
-        return _replay(scenario, partial(MemoryWorld, scenario, plugins, clock))
+        return _replay(timed, partial(MemoryWorld, timed, plugins, clock))
 
     def best(clocks: Iterable[KernelClock]) -> list[tuple[Outcome, KernelClock]]:
         """Return the outcomes that went furthest, with their clocks."""
