@@ -91,7 +91,6 @@ def run_scenario(scenario: Tree, plugins: Plugins, datapath: str = "memory") -> 
     outcome = _replay(scenario, partial(DATAPATHS[datapath], scenario, plugins))
     if outcome.kind != "failed" or datapath != "memory":
         return outcome
-
     timed = retimed(scenario)
 
     def replay(clock: KernelClock) -> Outcome:
@@ -108,6 +107,7 @@ def run_scenario(scenario: Tree, plugins: Plugins, datapath: str = "memory") -> 
         return [(found, clock) for found, clock in tried if found.progress == furthest]
 
     clocks = [KernelClock()]
+    outcome = replay(clocks[0])
     if outcome.estimates:
         found = best(KernelClock(estimator_s=phase) for phase in ESTIMATOR_PHASES)
         outcome, clocks = found[0][0], [clock for _, clock in found]
