@@ -51,6 +51,11 @@ from lvskit.plugins import Source
 from lvskit.testing import packets
 from lvskit.testing.packets import address
 
+# What plugins see of them.
+Seen = lvskit.Connection
+Server = lvskit.RealServer
+Service = lvskit.VirtualService
+
 VIP, VIP6 = "192.168.1.176", "2001:db8::176"
 HERE = address("192.168.1.175")
 CLIENT, CLIENT6 = "10.0.0.1", "2001:db8:1::1"
@@ -131,7 +136,7 @@ def test_packets_that_are_not_ours(packet: bytes) -> None:
 
 
 @pytest.mark.parametrize("flags", ["S", "SA", "SF", "SP", "SECUP"])
-def test_packets_that_open_a_connection(flags: int) -> None:
+def test_packets_that_open_a_connection(flags: str) -> None:
     world = World()
     world.serve(WEB, ONE)
     verdict = world.send(flags)
@@ -445,7 +450,7 @@ def test_without_any_service_the_connections_are_the_hosts() -> None:
     ("flags", "elsewhere"),
     [("SF", True), ("SAR", True), ("SAF", False), ("SA", False), ("S", False)],
 )
-def test_a_syn_after_the_end_of_a_connection_is_scheduled_anew(flags: int, elsewhere: bool) -> None:
+def test_a_syn_after_the_end_of_a_connection_is_scheduled_anew(flags: str, elsewhere: bool) -> None:
     """After TIME_WAIT (SYN, FIN) and CLOSE (SYN, ACK, RST), not after FIN_WAIT and so on."""
     world = World()
     world.serve(WEB, ONE, TWO)
@@ -548,6 +553,21 @@ def test_statistics_are_folded_every_two_seconds() -> None:
     assert director.estimator.shown() == lvskit.Counters(0, 1, 0, 40, 0)
 
 
+def test_the_two_seconds_are_a_grid() -> None:
+    """Who comes late finds the next tick at its time, and the missed ones made up for."""
+    world = World(now=100.0)
+    service = world.serve(WEB, ONE)
+    world.send("S", now=100.0)
+    world.director.expire(107.5)
+    assert service.estimator.shown().conns == 1
+    assert service.estimator.rates().inbps == 3  # 5, but two ticks ago
+    world.send("S", cport=2, now=107.6)
+    world.director.expire(107.999)
+    assert service.estimator.shown().conns == 1
+    world.director.expire(108.0)
+    assert service.estimator.shown().conns == 2
+
+
 # --- local answers ---
 
 
@@ -569,7 +589,10 @@ def test_answers_that_belong_to_nothing_change_nothing() -> None:
     (connection,) = world.connections
     assert not connection.two_way
     assert connection.deadline == 60.0
-    world.director.replied(answer, 100.0)  # too late
+    world.director.replied(answer + b"padding", 2.0)
+    assert connection.server.counters == lvskit.Counters(1, 1, 1, 40, 40)
+    assert connection.two_way
+    world.director.replied(answer, 200.0)  # too late
     assert world.connections == []
 
 
@@ -762,10 +785,10 @@ class Rewriting:
     """Registers a forwarding method that rewrites ports, so that servers have their own."""
 
     class Forwarder:
-        def __init__(self, server: RealServer, options: Any) -> None:
+        def __init__(self, server: Server, options: Any) -> None:
             pass
 
-        def transmit(self, connection: Connection, packet: bytes) -> Verdict:
+        def transmit(self, connection: Seen, packet: bytes) -> Verdict:
             return DELIVER
 
         def route_changed(self, route: Route) -> None:
@@ -798,6 +821,7 @@ class Nosy:
         self.act = act
         self.heard: list[str] = []
         self.options: list[Wishes] = []
+        self.scheduler_class = self.Scheduler
 
     class Scheduler(SchedulerBase):
         plugin: Nosy
@@ -805,13 +829,13 @@ class Nosy:
         def schedule(self, flow: Any) -> Any:
             return self.plugin.act(self)
 
-        def server_added(self, server: RealServer) -> None:
+        def server_added(self, server: Server) -> None:
             self.plugin.heard.append(f"scheduler: {server.name} added to {len(self.servers)}")
 
-        def server_removed(self, server: RealServer) -> None:
+        def server_removed(self, server: Server) -> None:
             self.plugin.heard.append(f"scheduler: {server.name} removed from {len(self.servers)}")
 
-        def server_updated(self, server: RealServer) -> None:
+        def server_updated(self, server: Server) -> None:
             self.plugin.heard.append(f"scheduler: {server.name} weighs {server.weight}")
 
         def close(self) -> None:
@@ -819,7 +843,7 @@ class Nosy:
 
     def _make(self, servers: Any, options: Wishes) -> Any:
         self.options.append(options)
-        scheduler = self.Scheduler(servers, options)
+        scheduler = self.scheduler_class(servers, options)
         scheduler.plugin = self
         return scheduler
 
@@ -831,40 +855,40 @@ class Nosy:
         ]
 
     @lvskit.hookimpl
-    def lvskit_connection_observer(self, service: VirtualService) -> Any:
+    def lvskit_connection_observer(self, service: Service) -> Any:
         return self
 
-    def opened(self, connection: Connection) -> None:
+    def opened(self, connection: Seen) -> None:
         self.heard.append(f"opened {connection.flow.cport} to {connection.server.name}")
 
-    def state_changed(self, connection: Connection, old: str, new: str) -> None:
+    def state_changed(self, connection: Seen, old: str, new: str) -> None:
         self.heard.append(f"{connection.flow.cport}: {old} to {new}")
 
-    def closed(self, connection: Connection, reason: str) -> None:
+    def closed(self, connection: Seen, reason: str) -> None:
         self.heard.append(f"closed {connection.flow.cport}: {reason}")
 
     @lvskit.hookimpl
-    def lvskit_service_added(self, service: VirtualService) -> None:
+    def lvskit_service_added(self, service: Service) -> None:
         self.heard.append(f"{service.name} added")
 
     @lvskit.hookimpl
-    def lvskit_service_changed(self, service: VirtualService) -> None:
+    def lvskit_service_changed(self, service: Service) -> None:
         self.heard.append(f"{service.name} changed")
 
     @lvskit.hookimpl
-    def lvskit_service_removed(self, service: VirtualService) -> None:
+    def lvskit_service_removed(self, service: Service) -> None:
         self.heard.append(f"{service.name} removed")
 
     @lvskit.hookimpl
-    def lvskit_server_added(self, service: VirtualService, server: RealServer) -> None:
+    def lvskit_server_added(self, service: Service, server: Server) -> None:
         self.heard.append(f"{server.name} added")
 
     @lvskit.hookimpl
-    def lvskit_server_changed(self, service: VirtualService, server: RealServer) -> None:
+    def lvskit_server_changed(self, service: Service, server: Server) -> None:
         self.heard.append(f"{server.name} changed")
 
     @lvskit.hookimpl
-    def lvskit_server_removed(self, service: VirtualService, server: RealServer) -> None:
+    def lvskit_server_removed(self, service: Service, server: Server) -> None:
         self.heard.append(f"{server.name} removed")
 
 
@@ -1001,13 +1025,20 @@ def test_a_scheduler_that_breaks_its_contract_costs_one_packet(
 
 def test_a_scheduler_whose_other_methods_raise_does_not_stop_a_command() -> None:
     class Sulking(Nosy.Scheduler):
-        server_added = server_removed = server_updated = lambda self, server: 1 / 0
+        def server_added(self, server: Server) -> None:
+            raise RuntimeError("too many")
+
+        def server_removed(self, server: Server) -> None:
+            raise RuntimeError("too few")
+
+        def server_updated(self, server: Server) -> None:
+            raise RuntimeError("as it was, please")
 
         def close(self) -> None:
             raise RuntimeError("never")
 
     nosy = Nosy()
-    nosy.Scheduler = Sulking  # type: ignore[misc]
+    nosy.scheduler_class = Sulking
     world = World(plugin=nosy)
     director = world.director
     service = world.serve(WEB, ONE, TWO, scheduler="nosy")
@@ -1033,7 +1064,7 @@ def test_a_scheduler_whose_other_methods_raise_does_not_stop_a_command() -> None
 
 def test_a_scheduler_that_cannot_be_made_is_an_error_of_the_command() -> None:
     nosy = Nosy()
-    nosy._make = lambda servers, options: 1 / 0  # type: ignore[method-assign,assignment]
+    nosy._make = lambda servers, options: 1 / 0  # type: ignore[method-assign]
     world = World(plugin=nosy)
     with pytest.raises(ConfigError, match=r"'nosy' of TCP .*:80 failed: ZeroDivisionError"):
         world.serve(WEB, scheduler="nosy")
@@ -1081,10 +1112,10 @@ class Painting:
     """Registers a forwarding method with an option, which its packets show."""
 
     class Forwarder:
-        def __init__(self, server: RealServer, options: Colour) -> None:
+        def __init__(self, server: Server, options: Colour) -> None:
             self.colour = options.colour
 
-        def transmit(self, connection: Connection, packet: bytes) -> Verdict:
+        def transmit(self, connection: Seen, packet: bytes) -> Verdict:
             return Transmit(self.colour.encode(), ROUTE)
 
         def route_changed(self, route: Route) -> None:
@@ -1126,13 +1157,13 @@ def test_an_edited_option_of_a_forwarder_is_for_new_connections() -> None:
 
 def test_an_observer_that_raises_changes_nothing() -> None:
     class Grumbler(Nosy):
-        def opened(self, connection: Connection) -> None:
+        def opened(self, connection: Seen) -> None:
             raise RuntimeError("one more")
 
-        def state_changed(self, connection: Connection, old: str, new: str) -> None:
+        def state_changed(self, connection: Seen, old: str, new: str) -> None:
             raise RuntimeError("no change, please")
 
-        def closed(self, connection: Connection, reason: str) -> None:
+        def closed(self, connection: Seen, reason: str) -> None:
             raise RuntimeError("gone")
 
     world = World(plugin=Grumbler())
@@ -1153,12 +1184,12 @@ def test_an_observer_needs_only_one_of_the_methods() -> None:
     class Brief:
         heard: list[str]
 
-        def closed(self, connection: Connection, reason: str) -> None:
+        def closed(self, connection: Seen, reason: str) -> None:
             self.heard.append(reason)
 
     class Plugin:
         @lvskit.hookimpl
-        def lvskit_connection_observer(self, service: VirtualService) -> Any:
+        def lvskit_connection_observer(self, service: Service) -> Any:
             return brief
 
     brief = Brief()

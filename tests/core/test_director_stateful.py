@@ -226,7 +226,9 @@ class Both:
 
     def _template_stays(self, template: Entry) -> bool:
         self.director.expire(self.now)
-        return any(flow_of(e) == template.flow for e in templates_of(self.director))
+        there = [e for e in templates_of(self.director) if e.deadline == self.now + 60]
+        server = self.twins[template.server]  # several retired ones may have the same flow
+        return any(flow_of(e) == template.flow and e.server is server for e in there)
 
     # --- commands ---
 
@@ -348,6 +350,17 @@ class Both:
 
     # --- comparison ---
 
+    def twin_of(self, entry: Any) -> Entry | None:
+        """Return the model's entry for the director's one, found by its flow."""
+        is_template = not isinstance(entry, Connection)
+        found = [e for e in self.model.entries if e.flow == flow_of(entry)]
+        found = [e for e in found if e.is_template == is_template]
+        # Of one client network's retired templates several may have the same flow.
+        found.sort(
+            key=lambda e: (e.deadline == entry.deadline, self.twins[e.server] is entry.server)
+        )
+        return found[-1] if found else None
+
     def check(self) -> None:
         """Compare everything there is."""
         director, model = self.director, self.model
@@ -359,7 +372,7 @@ class Both:
         assert not missing
         for entry in entries_of(director):
             if entry.deadline > self.now:
-                twin = twin_of(entry, model)
+                twin = self.twin_of(entry)
                 assert twin is not None, f"{flow_of(entry)} should not be there"
                 self._compare(entry, twin)
         if behind:
@@ -429,7 +442,7 @@ class Both:
             compare_tally(there.counters, service.tally)
         compare_tally(director.services.counters, model.total)
         for template in templates_of(director):
-            twin = twin_of(template, model)
+            twin = self.twin_of(template)
             assert twin is not None
             assert template.children == len(model.children(twin))
 
@@ -456,16 +469,7 @@ def entries_of(director: Director) -> list[Any]:
 
 
 def flow_of(entry: Any) -> tuple[int, bytes, int, bytes, int]:
-    return tuple(entry.flow)  # type: ignore[return-value]
-
-
-def twin_of(entry: Any, model: Model) -> Entry | None:
-    """Return the model's entry for the director's one, found by its flow."""
-    is_template = not isinstance(entry, Connection)
-    found = [e for e in model.entries if e.flow == flow_of(entry) and e.is_template == is_template]
-    if len(found) > 1:  # several templates of one client network may have been retired
-        found = [e for e in found if e.deadline == entry.deadline]
-    return found[0] if found else None
+    return tuple(entry.flow)
 
 
 INDEX = st.integers(0, 40)
@@ -705,11 +709,12 @@ class FullTableMachine(RuleBasedStateMachine):
 def test_director_agrees_with_the_model() -> None:
     run_state_machine_as_test(
         DirectorMachine,
-        settings=settings(max_examples=150, stateful_step_count=40, report_multiple_bugs=False),
+        settings=settings(max_examples=250, stateful_step_count=40, report_multiple_bugs=False),
     )
 
 
 def test_full_table_agrees_with_the_model() -> None:
     run_state_machine_as_test(
-        FullTableMachine, settings=settings(max_examples=60, stateful_step_count=40)
+        FullTableMachine,
+        settings=settings(max_examples=100, stateful_step_count=40, report_multiple_bugs=False),
     )

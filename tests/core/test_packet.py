@@ -167,6 +167,22 @@ def test_an_extension_header_longer_than_the_packet(claimed: int) -> None:
     assert parse(packets.ip("::1", "::2", 60, body[:7])) is None
 
 
+@pytest.mark.parametrize("number", [0, 43, 44, 51, 60, 135])
+@pytest.mark.parametrize("size", range(8))
+def test_an_extension_header_cut_short(number: int, size: int) -> None:
+    """Where the IP header itself says that there is no more."""
+    assert parse(packets.ip("::1", "::2", number, bytes((TCP, 0, 0, 0, 0, 0, 0))[:size])) is None
+
+
+@pytest.mark.parametrize("following", [0, 43, 44, 51, 60])
+def test_what_follows_a_fragment_header_is_not_looked_at(following: int) -> None:
+    """It may be the middle of anything."""
+    head = bytes((following, 0)) + (8 << 3 | 1).to_bytes(2, "big") + bytes(4)
+    parsed = parse(packets.ip("::1", "::2", 44, head + b"\xff" * 16))
+    assert parsed is not None
+    assert (parsed.fragment, parsed.protocol, parsed.offset) == (True, following, 48)
+
+
 @pytest.mark.parametrize(
     ("more", "offset", "reserved", "fragment"),
     [(0, 0, 0, False), (0, 0, 3, False), (1, 0, 0, True), (0, 1, 0, True), (0, 0x1FFF, 0, True)],

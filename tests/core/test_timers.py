@@ -34,10 +34,9 @@ STEPS = st.lists(
 )
 
 
-def drain(wheel: Wheel, now: float) -> list[Entry]:
+def drain(wheel: Wheel[Entry], now: float) -> list[Entry]:
     found = []
     while (entry := wheel.due(now)) is not None:
-        assert isinstance(entry, Entry)
         assert entry.slot is None
         entry.filed = False
         found.append(entry)
@@ -46,7 +45,9 @@ def drain(wheel: Wheel, now: float) -> list[Entry]:
 
 @given(STEPS, st.sampled_from([0.0, 0.75, 1_000_000.5]))
 def test_entries_leave_on_time_and_in_order(steps: list[Any], start: float) -> None:
-    wheel, now, entries, fired = Wheel(start), start, [], 0
+    wheel: Wheel[Entry] = Wheel(start)
+    entries: list[Entry] = []
+    now, fired = start, 0
     for action, which, seconds in steps:
         filed = [e for e in entries if e.filed]
         if action == "pass":
@@ -89,7 +90,7 @@ def test_of_equal_deadlines_the_one_filed_last_is_first(
     deadlines: list[float], current: bool
 ) -> None:
     """A connection before the template that it was made from, which is filed just before it."""
-    wheel = Wheel(0.0)
+    wheel: Wheel[Entry] = Wheel(0.0)
     if current:  # the slot is open already
         wheel.schedule(Entry(3.0))
         assert drain(wheel, 3.0)
@@ -103,7 +104,7 @@ def test_of_equal_deadlines_the_one_filed_last_is_first(
 @given(st.lists(SECONDS, min_size=1, max_size=20))
 def test_following_next_finds_every_entry_at_its_instant(deadlines: list[float]) -> None:
     """Who sleeps until `next` and no longer is never late."""
-    wheel = Wheel(0.0)
+    wheel: Wheel[Entry] = Wheel(0.0)
     for deadline in deadlines:
         wheel.schedule(Entry(deadline))
     found = []
@@ -115,7 +116,8 @@ def test_following_next_finds_every_entry_at_its_instant(deadlines: list[float])
 
 def test_a_touched_entry_costs_one_look_per_deadline_that_it_had() -> None:
     """A busy connection is not filed again with every packet."""
-    wheel, entry = Wheel(0.0), Entry(60.0)
+    wheel: Wheel[Entry] = Wheel(0.0)
+    entry = Entry(60.0)
     wheel.schedule(entry)
     for now in range(1, 60):
         entry.deadline = now + 60.0
@@ -130,7 +132,7 @@ def test_a_touched_entry_costs_one_look_per_deadline_that_it_had() -> None:
 
 def test_within_the_open_slot() -> None:
     """Moved to later, moved to earlier, forgotten: the older filing is ignored."""
-    wheel = Wheel(0.0)
+    wheel: Wheel[Entry] = Wheel(0.0)
     later, earlier, gone = Entry(0.5), Entry(0.75), Entry(0.5)
     for entry in (later, earlier, gone):
         wheel.schedule(entry)
@@ -146,7 +148,7 @@ def test_within_the_open_slot() -> None:
 
 
 def test_an_empty_wheel() -> None:
-    wheel = Wheel(5.0)
+    wheel: Wheel[Entry] = Wheel(5.0)
     assert wheel.next() is None
     assert wheel.due(1e9) is None
     entry = Entry(1e9 + 1)
@@ -157,7 +159,8 @@ def test_an_empty_wheel() -> None:
 
 @pytest.mark.parametrize("start", [0.0, 7.875])
 def test_an_entry_that_is_due_already_leaves_at_once(start: float) -> None:
-    wheel, entry = Wheel(start), Entry(start)
+    wheel: Wheel[Entry] = Wheel(start)
+    entry = Entry(start)
     wheel.schedule(entry)
     assert wheel.due(start) is entry
     assert wheel.due(start + 100) is None

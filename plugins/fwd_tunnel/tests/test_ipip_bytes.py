@@ -62,7 +62,7 @@ class Wrapped:
         return verdict.packet
 
 
-def inner_packet(version: int, *, ttl: int, tos: int, df: bool, payload: bytes, **v4) -> bytes:
+def inner_packet(version: int, *, ttl: int, tos: int, df: bool, payload: bytes, **v4: Any) -> bytes:
     """Return a client's packet as scapy builds it."""
     segment = inet.UDP(sport=1024, dport=80) / Raw(payload)
     if version == 6:
@@ -238,8 +238,7 @@ def test_without_df_the_outer_packet_is_split_and_put_together_again(
 def test_the_largest_datagrams(outer: int, largest: int) -> None:
     """One that was put together from fragments may leave no room for another header."""
     wrapped = Wrapped(outer)
-    make = {"df": False, "payload": bytes(largest - 28)}
-    packet = packets.udp(CLIENT[4], 1, VIP[4], 80, **make)
+    packet = packets.udp(CLIENT[4], 1, VIP[4], 80, df=False, payload=bytes(largest - 28))
     raw = wrapped.sent(packet)
     assert raw[20 if outer == 4 else 40 :] == decremented(packet)
     if outer == 4:

@@ -20,12 +20,13 @@ STEPS = st.lists(
         st.tuples(st.just("remove"), PLACE),
         st.tuples(st.just("edit"), PLACE, WEIGHTS),
         st.tuples(st.just("overload"), PLACE, st.booleans()),
+        st.tuples(st.just("all"), st.booleans()),
     ),
     max_size=60,
 )
 
 
-def play(pool: Pool, steps: list[tuple]) -> None:
+def play(pool: Pool, steps: list[Any]) -> None:
     """Do what hypothesis came up with; `Pool.pick` compares the schedulers."""
     for action, *arguments in steps:
         if action == "pick":
@@ -33,6 +34,9 @@ def play(pool: Pool, steps: list[tuple]) -> None:
             assert (chosen is None) == all(s.weight == 0 or s.overloaded for s in pool.servers)
         elif action == "add":
             pool.add(*arguments)
+        elif action == "all":
+            for place in range(len(pool.servers)):
+                pool.overload(place, *arguments)
         elif pool.servers:
             place, *rest = arguments
             getattr(pool, action)(place % len(pool.servers), *rest)

@@ -23,12 +23,13 @@ STEPS = st.lists(
         st.tuples(st.just("remove"), PLACE),
         st.tuples(st.just("edit"), PLACE, WEIGHTS),
         st.tuples(st.just("overload"), PLACE, st.booleans()),
+        st.tuples(st.just("all"), st.booleans()),
     ),
     max_size=60,
 )
 
 
-def play(pool: Pool, steps: list[tuple]) -> None:
+def play(pool: Pool, steps: list[Any]) -> None:
     """Do what hypothesis came up with; `Pool.pick` compares the schedulers."""
     for action, *arguments in steps:
         if action == "pick":
@@ -36,6 +37,9 @@ def play(pool: Pool, steps: list[tuple]) -> None:
             assert (chosen is None) == all(s.weight == 0 or s.overloaded for s in pool.servers)
         elif action == "add":
             pool.add(*arguments)
+        elif action == "all":
+            for place in range(len(pool.servers)):
+                pool.overload(place, *arguments)
         elif pool.servers:
             place, *rest = arguments
             getattr(pool, action)(place % len(pool.servers), *rest)
@@ -109,6 +113,11 @@ def test_a_search_from_the_middle_of_the_last_pass_comes_round() -> None:
     assert picks(pool, 2) == [None, None]
     pool.overload(0, False)
     assert picks(pool, 3) == [0, 0, 0]
+    pool.overload(0)
+    assert picks(pool, 1) == [None]
+    pool.overload(0, False)
+    pool.overload(1, False)
+    assert picks(pool, 5) == [1, 0, 0, 0, 1]  # the search ended where it had begun: after 0
 
 
 def test_a_heavier_server_that_joins_waits_for_the_next_cycle() -> None:

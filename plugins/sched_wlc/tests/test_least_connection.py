@@ -60,7 +60,7 @@ def test_choices_are_those_of_exact_fractions(
             getattr(pool, action)(place % len(pool.servers), *rest)
 
 
-def pool_of(factory, *servers: tuple[int, int, int]) -> Pool:
+def pool_of(factory: Any, *servers: tuple[int, int, int]) -> Pool:
     """Return a pool of (weight, active, inactive), oldest server first."""
     pool = Pool(factory)
     for weight, active, inactive in servers:
