@@ -126,7 +126,8 @@ def test_without_rights(lab):
     program = """
 import os, sys
 import pyroute2, lvskit.hostsetup
-from lvskit.cli.main import main
+from lvskit.cli.main import main, parser
+parser()  # imports every command
 try:
     os.setuid(65534)
 except OSError:

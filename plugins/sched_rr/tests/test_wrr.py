@@ -135,6 +135,18 @@ def test_an_edit_begins_again_at_the_head_in_the_same_pass() -> None:
     assert picks(pool, 6) == [0, 1, 2, 0, 2, 0]
 
 
+def test_a_search_does_not_walk_through_two_thousand_million_passes() -> None:
+    """The greatest weight there can be, on a server that may not be used."""
+    pool = wrr(2**31 - 1, 3, 2**31 - 1)
+    pool.overload(0)
+    pool.overload(2)
+    assert picks(pool, 4) == [1, 1, 1, 1]
+    pool.overload(1)
+    assert picks(pool, 2) == [None, None]
+    pool.overload(0, False)
+    assert picks(pool, 3) == [0, 0, 0]
+
+
 def test_nobody_is_chosen_where_nobody_may_be() -> None:
     assert Pool(WeightedRoundRobin).pick() is None
     assert picks(wrr(0, 0), 2) == [None, None]

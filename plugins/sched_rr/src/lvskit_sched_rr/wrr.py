@@ -8,8 +8,8 @@ and hands out the heavy servers' surplus first, in bursts. Weights 4, 3, 2:
     server B       B  B  B
     server C          C  C      -> A AB ABC ABC
 
-`schedule` looks at each server at most once per threshold: O(1) amortised over a cycle of equal
-weights, O(n * max/gcd) at worst.
+`schedule` looks at each server at most once per threshold, and skips the thresholds that no usable
+server reaches: O(1) amortised over a cycle of equal weights, O(n) at worst.
 """
 
 from __future__ import annotations
@@ -64,6 +64,10 @@ class WeightedRoundRobin(SchedulerBase):
                     self._position = -1
                     return None
                 restarted = True
+            elif self._threshold > 1:  # passes that nobody's weight reaches need not be walked
+                best = max((s.weight for s in servers if not s.overloaded), default=0)
+                reached = max(best - 1, 0) // self._step * self._step + 1
+                self._threshold = min(self._threshold, reached)
             last_pass = self._threshold <= self._step
             if last_pass and restarted and began >= 0:
                 end, closing = began + 1, True
