@@ -298,7 +298,12 @@ class VirtualService:
 
 
 def check_address(address: bytes) -> None:
-    """Raise `NotUnicast` where `address` can be no real server's, as the kernel judges it."""
+    """Raise `NotUnicast` where `address` can be no real server's, as the kernel judges it.
+
+    And `ConfigError` where it is no packed address at all.
+    """
+    if len(address) not in (4, 16):
+        raise ConfigError(f"address of {len(address)} bytes; allowed: 4 (IPv4), 16 (IPv6)")
     value = ipaddress.ip_address(address)
     refused = value.is_unspecified or value.is_multicast or address == b"\xff" * 4
     if isinstance(value, ipaddress.IPv6Address):

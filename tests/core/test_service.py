@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvskit import TCP, UDP, ConfigError, Counters, ServerSettings, ServiceKey
+from lvskit import (
+    TCP,
+    UDP,
+    ConfigError,
+    Counters,
+    Director,
+    Route,
+    ServerSettings,
+    ServiceKey,
+    ServiceSettings,
+    load_plugins,
+)
 from lvskit.core.service import RealServer, VirtualService, check_address, endpoint
 from lvskit.core.services import ServiceTable
 from lvskit.errors import NotUnicast, OutOfRange, ServerNotFound, ServiceExists, ServiceNotFound
@@ -220,3 +231,15 @@ def test_a_loop_over_services_may_remove_them(service: VirtualService) -> None:
     for one in table:
         table.remove(one)
     assert len(table) == 0
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 70000])
+def test_a_server_port_beyond_all_ports_is_refused(port) -> None:
+    director = Director(load_plugins(strict=True), lambda _: Route(VIP, 1500))
+    key = ServiceKey.mark(7)
+    director.add_service(key, ServiceSettings(scheduler="rr"))
+    with pytest.raises(OutOfRange, match=f"port {port} of a real server"):
+        director.add_server(key, bytes([192, 168, 1, 11]), port, ServerSettings())
+    with pytest.raises(ConfigError, match="address of 5 bytes"):
+        director.add_server(key, bytes(5), 80, ServerSettings())
+    assert not director.services.get(key).servers
