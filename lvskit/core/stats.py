@@ -28,26 +28,26 @@ class Rates:
 class Estimator:
     """Keeps what listings show of one counted thing: a server, a service, the director."""
 
-    __slots__ = ("_averages", "_folded", "_last", "_zero")
+    __slots__ = ("_averages", "_folded", "_zero")
 
     def __init__(self, start: Counters) -> None:
-        self._folded = self._last = start + Counters()  # a copy: the counters go on
+        self._folded = start + Counters()  # a copy: the counters go on
         self._zero = Counters()
         self._averages = [0, 0, 0, 0, 0]
 
     def tick(self, now: Counters) -> None:
         """Fold the counters' present values in; called every `PERIOD_S`."""
         now = now + Counters()  # a copy: the counters go on
-        delta = now - self._last
+        delta = now - self._folded
         values = (delta.conns, delta.inpkts, delta.outpkts, delta.inbytes, delta.outbytes)
         for index, value in enumerate(values):
             rate = value << (9 if index < 3 else 4)  # per second: half of two seconds' worth
             self._averages[index] += (rate - self._averages[index]) >> 2
-        self._folded = self._last = now
+        self._folded = now
 
     def zero(self) -> None:
         """Start again from 0 (``-Z``): the counters themselves go on."""
-        self._zero = self._last = self._folded
+        self._zero = self._folded
         self._averages = [0, 0, 0, 0, 0]
 
     def shown(self) -> Counters:
