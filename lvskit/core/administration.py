@@ -16,11 +16,12 @@ from lvskit.core.service import (
     Transmitter,
     VirtualService,
     check_address,
+    check_endpoint,
     endpoint,
 )
 from lvskit.core.services import ServiceTable
 from lvskit.core.stats import Estimator
-from lvskit.errors import ConfigError, OutOfRange, PluginError, ServerExists
+from lvskit.errors import ConfigError, PluginError, ServerExists
 from lvskit.interfaces import Forwarder, Registry, Scheduler, build_options
 from lvskit.types import Route, Verdict
 
@@ -139,9 +140,7 @@ class Administration:
         """
         service = self.services.get(key)
         port = self.server_port(service, port, settings.method)
-        if not 0 <= port <= 65535:
-            raise OutOfRange(f"port {port} of a real server; allowed: 0 to 65535")
-        check_address(address)
+        check_endpoint(address, port)
         settings.check(endpoint(address, port))
         if any(s.address == address and s.port == port for s in service.servers):
             raise ServerExists(

@@ -36,6 +36,14 @@ def endpoint(address: bytes, port: int) -> str:
     return f"[{text}]:{port}" if len(address) == 16 else f"{text}:{port}"
 
 
+def check_endpoint(address: bytes, port: int) -> None:
+    """Raise `ConfigError` where `address` is no packed one, `OutOfRange` where `port` is none."""
+    if len(address) not in (4, 16):
+        raise ConfigError(f"address of {len(address)} bytes; allowed: 4 (IPv4), 16 (IPv6)")
+    if not 0 <= port <= 65535:
+        raise OutOfRange(f"port {port}; allowed: 0 to 65535")
+
+
 @dataclass(frozen=True, slots=True)
 class ServiceKey:
     """What identifies a virtual service: protocol, address and port, or a firewall mark.
@@ -59,10 +67,7 @@ class ServiceKey:
         """Return the key of a service by address; `ConfigError` where there can be none."""
         if protocol not in (TCP, UDP):
             raise ConfigError(f"protocol {protocol} cannot be balanced; allowed: TCP (6), UDP (17)")
-        if len(address) not in (4, 16):
-            raise ConfigError(f"address of {len(address)} bytes; allowed: 4 (IPv4), 16 (IPv6)")
-        if not 0 <= port <= 65535:
-            raise OutOfRange(f"port {port}; allowed: 0 to 65535")
+        check_endpoint(address, port)
         return cls(protocol, address, port, 0, 4 if len(address) == 4 else 6)
 
     @classmethod
@@ -298,12 +303,7 @@ class VirtualService:
 
 
 def check_address(address: bytes) -> None:
-    """Raise `NotUnicast` where `address` can be no real server's, as the kernel judges it.
-
-    And `ConfigError` where it is no packed address at all.
-    """
-    if len(address) not in (4, 16):
-        raise ConfigError(f"address of {len(address)} bytes; allowed: 4 (IPv4), 16 (IPv6)")
+    """Raise `NotUnicast` where `address` can be no real server's, as the kernel judges it."""
     value = ipaddress.ip_address(address)
     refused = value.is_unspecified or value.is_multicast or address == b"\xff" * 4
     if isinstance(value, ipaddress.IPv6Address):
