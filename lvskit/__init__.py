@@ -14,20 +14,20 @@ from lvskit.interfaces import (
     Connection,
     ConnectionObserver,
     Datapath,
-    DatapathSpec,
     Forwarder,
-    ForwarderSpec,
     RealServer,
     Scheduler,
     SchedulerBase,
-    SchedulerSpec,
-    Traits,
+    TunnelForwarder,
+    TwoWayForwarder,
     VirtualService,
 )
 from lvskit.plugins import load_plugins
+from lvskit.records import DatapathSpec, ForwarderSpec, SchedulerSpec, Traits
 from lvskit.types import (
     DELIVER,
     NOT_OURS,
+    SCTP,
     TCP,
     UDP,
     Counters,
@@ -47,6 +47,7 @@ __version__ = _version("lvskit")
 __all__ = [
     "DELIVER",
     "NOT_OURS",
+    "SCTP",
     "TCP",
     "UDP",
     "ConfigError",
@@ -77,6 +78,8 @@ __all__ = [
     "ServiceSettings",
     "Traits",
     "Transmit",
+    "TunnelForwarder",
+    "TwoWayForwarder",
     "UnknownPlugin",
     "Verdict",
     "VirtualService",

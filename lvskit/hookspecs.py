@@ -11,14 +11,8 @@ from collections.abc import Iterable
 
 import pluggy
 
-from lvskit.interfaces import (
-    ConnectionObserver,
-    DatapathSpec,
-    ForwarderSpec,
-    RealServer,
-    SchedulerSpec,
-    VirtualService,
-)
+from lvskit.interfaces import ConnectionObserver, RealServer, VirtualService
+from lvskit.records import DatapathSpec, ForwarderSpec, SchedulerSpec
 
 hookspec = pluggy.HookspecMarker("lvskit")
 hookimpl = pluggy.HookimplMarker("lvskit")

@@ -18,15 +18,8 @@ import pluggy
 
 from lvskit import hookspecs
 from lvskit.errors import PluginError, UnknownPlugin
-from lvskit.interfaces import (
-    API,
-    ConnectionObserver,
-    DatapathSpec,
-    ForwarderSpec,
-    RealServer,
-    SchedulerSpec,
-    VirtualService,
-)
+from lvskit.interfaces import ConnectionObserver, RealServer, VirtualService
+from lvskit.records import API, DatapathSpec, ForwarderSpec, SchedulerSpec
 
 GROUP = "lvskit"
 DISABLE_VARIABLE = "LVSKIT_DISABLE_PLUGINS"
@@ -165,14 +158,14 @@ class Plugins:
                 )
         return found
 
-    # --- what the Director asks (lvskit.interfaces.Registry) ---
+    # --- what the Director asks (lvskit.records.Registry) ---
 
     def scheduler(self, name: str) -> SchedulerSpec:
-        """Return the scheduler's record; see `lvskit.interfaces.Registry`."""
+        """Return the scheduler's record; see `lvskit.records.Registry`."""
         return self._find("scheduler", self.schedulers, name)
 
     def forwarder(self, name: str) -> ForwarderSpec:
-        """Return the forwarding method's record; see `lvskit.interfaces.Registry`."""
+        """Return the forwarding method's record; see `lvskit.records.Registry`."""
         return self._find("forwarder", self.forwarders, name)
 
     def datapath(self, name: str) -> DatapathSpec:

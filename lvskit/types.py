@@ -17,15 +17,16 @@ ICMP: Final = 1
 TCP: Final = 6
 UDP: Final = 17
 ICMPV6: Final = 58
+SCTP: Final = 132
 
-PROTOCOL_NAMES: Final = {IP: "IP", TCP: "TCP", UDP: "UDP"}
+PROTOCOL_NAMES: Final = {IP: "IP", TCP: "TCP", UDP: "UDP", SCTP: "SCTP"}
 
 
 class Flow(NamedTuple):
     """The identity of a connection as the director sees it: client and virtual address.
 
     Attributes:
-        protocol: `TCP` or `UDP`.
+        protocol: `TCP`, `UDP` or `SCTP`.
         caddr: client address, packed.
         cport: client port; 0 in the flow of a persistence template.
         vaddr: virtual address, packed: the destination of the client's packets.
@@ -109,14 +110,22 @@ class Reason(enum.Enum):
 
 
 class Transmit(NamedTuple):
-    """Send `packet`, a complete IP datagram, along `route` (fragmented if it may be and must)."""
+    """Send `packet`, a complete IP datagram, along `route` (fragmented if it may be and must).
+
+    Attributes:
+        via: packed address whose next hop carries the packet, whatever destination it names;
+            empty = the packet's own destination.
+    """
 
     packet: bytes
     route: Route
+    via: bytes = b""
 
 
 class Deliver(NamedTuple):
-    """Hand the packet, untouched, to the director's own local socket."""
+    """Hand the packet to the director's own local socket: as it came, or as `packet`."""
+
+    packet: bytes = b""
 
 
 class Drop(NamedTuple):

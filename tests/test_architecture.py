@@ -22,6 +22,7 @@ PLUGIN_MODULES = sorted(CHECKOUT.glob("plugins/*/src/**/*.py"))
 FLOORS = [
     ["lvskit.types", "lvskit.errors"],
     ["lvskit.interfaces"],
+    ["lvskit.records"],
     ["lvskit.hookspecs"],
     ["lvskit.core"],
     ["lvskit.plugins", "lvskit.datapath", "lvskit.hostsetup"],

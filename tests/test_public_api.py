@@ -9,6 +9,7 @@ import lvskit
 PUBLIC = [
     "DELIVER",
     "NOT_OURS",
+    "SCTP",
     "TCP",
     "UDP",
     "ConfigError",
@@ -39,6 +40,8 @@ PUBLIC = [
     "ServiceSettings",
     "Traits",
     "Transmit",
+    "TunnelForwarder",
+    "TwoWayForwarder",
     "UnknownPlugin",
     "Verdict",
     "VirtualService",

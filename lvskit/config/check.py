@@ -14,7 +14,7 @@ from lvskit.config.flags import flag_number
 from lvskit.config.model import Config, Server, Service, parse_endpoint, parse_netmask
 from lvskit.core.service import MAX_THRESHOLD, MAX_WEIGHT, ServiceKey, check_address, endpoint
 from lvskit.errors import ConfigError
-from lvskit.interfaces import build_options
+from lvskit.records import build_options
 
 if TYPE_CHECKING:
     from lvskit.plugins import Plugins

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lvskit.errors import ConfigError
-from lvskit.interfaces import SchedulerSpec
+from lvskit.records import SchedulerSpec
 
 
 def flag_name(spec: SchedulerSpec, number: int) -> str:

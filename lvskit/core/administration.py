@@ -22,7 +22,8 @@ from lvskit.core.service import (
 from lvskit.core.services import ServiceTable
 from lvskit.core.stats import Estimator
 from lvskit.errors import ConfigError, PluginError, ServerExists
-from lvskit.interfaces import Forwarder, Registry, Scheduler, build_options
+from lvskit.interfaces import Forwarder, Scheduler
+from lvskit.records import Registry, build_options
 from lvskit.types import Route, Verdict
 
 LOCAL = "local"

@@ -17,7 +17,7 @@ from lvskit.core.lifecycle import Lifecycle
 from lvskit.core.packet import Parsed, parse
 from lvskit.core.service import RealServer, VirtualService
 from lvskit.errors import PluginError
-from lvskit.interfaces import Registry
+from lvskit.records import Registry
 from lvskit.types import (
     ICMP,
     ICMPV6,

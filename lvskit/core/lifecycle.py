@@ -16,7 +16,7 @@ from lvskit.core.service import RealServer, VirtualService
 from lvskit.core.stats import PERIOD_S
 from lvskit.core.timers import Wheel
 from lvskit.errors import ConfigError, PluginError
-from lvskit.interfaces import Registry
+from lvskit.records import Registry
 from lvskit.types import UDP, Route
 
 

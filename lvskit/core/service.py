@@ -186,6 +186,11 @@ class RealServer:
         return endpoint(self.address, self.port)
 
     @property
+    def pmtu_disc(self) -> bool:
+        """See `lvskit.RealServer`."""
+        return True
+
+    @property
     def referenced(self) -> bool:
         """Some connection or template names this server."""
         return self.activeconns + self.inactconns + self.persistconns > 0

@@ -250,7 +250,7 @@ class LiveDatapath:
             for number, packet, mark in waiting:
                 verdict = receive(packet, now, mark)
                 if isinstance(verdict, Transmit):
-                    made, route = verdict
+                    made, route, _ = verdict
                     if len(made) <= route.mtu:
                         send(made)
                     else:
