@@ -100,8 +100,8 @@ def interface_count() -> int:
 
 async def measure(options: argparse.Namespace, client_pid: int) -> dict[str, object]:
     from lvskit import Director, load_plugins
-    from lvskit.core.service import ServerSettings, ServiceKey, ServiceSettings
     from lvskit.datapath.live import LiveDatapath
+    from lvskit.settings import ServerSettings, ServiceKey, ServiceSettings
 
     datapath = LiveDatapath()
     director = Director(load_plugins(), datapath.routes, now=time.monotonic())

@@ -7,7 +7,6 @@ from importlib.metadata import version as _version
 from lvskit.core.director import Director
 from lvskit.core.icmp import Refusal, refuse
 from lvskit.core.packet import checksum
-from lvskit.core.service import ServerSettings, ServiceKey, ServiceSettings
 from lvskit.errors import ConfigError, LvskitError, PluginError, UnknownPlugin
 from lvskit.hookspecs import hookimpl
 from lvskit.interfaces import (
@@ -24,6 +23,7 @@ from lvskit.interfaces import (
 )
 from lvskit.plugins import load_plugins
 from lvskit.records import DatapathSpec, ForwarderSpec, SchedulerSpec, Traits
+from lvskit.settings import ServerSettings, ServiceKey, ServiceSettings
 from lvskit.types import (
     DELIVER,
     NOT_OURS,

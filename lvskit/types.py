@@ -102,10 +102,11 @@ class Reason(enum.Enum):
     SERVER_REMOVED = "the connection's server was removed"
     SERVER_UNREACHABLE = "no route to the server"
     TABLE_FULL = "connection table full"
+    DEFENCE = "dropped by the defence drop_packet"
     TTL_EXCEEDED = "time to live exceeded"
     TOO_BIG = "larger than the tunnel's MTU"
     FRAGMENT = "a fragment"
-    NO_CONNECTION = "an ICMP error that belongs to no connection"
+    TUNNEL_ERROR = "an ICMP error about a tunnel, told to the client; the host may learn from it"
     PLUGIN_FAULT = "a plugin broke its contract"
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from lvskit.config.flags import flag_number
 from lvskit.config.model import Config, Server, Service, parse_endpoint, parse_netmask
-from lvskit.core.service import MAX_THRESHOLD, MAX_WEIGHT, ServiceKey, check_address, endpoint
 from lvskit.errors import ConfigError
 from lvskit.records import build_options
+from lvskit.settings import MAX_THRESHOLD, MAX_WEIGHT, ServiceKey, check_address, endpoint
 
 if TYPE_CHECKING:
     from lvskit.plugins import Plugins

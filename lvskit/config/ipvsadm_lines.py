@@ -18,8 +18,8 @@ from lvskit.config.ipvsadm.request import Request, Skip, Stop
 from lvskit.config.ipvsadm.rules import Rules
 from lvskit.config.model import Config, Server, Service, Timeouts
 from lvskit.config.names import Names
-from lvskit.core.service import ServiceKey, endpoint
 from lvskit.errors import ConfigError
+from lvskit.settings import ServiceKey, endpoint
 
 _MAKING = ("add-service", "add-server", "set")
 

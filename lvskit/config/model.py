@@ -13,8 +13,8 @@ from typing import Any, Literal
 import msgspec
 
 from lvskit.config.names import port_of
-from lvskit.core.service import ServerSettings, ServiceKey, ServiceSettings, endpoint
 from lvskit.errors import ConfigError
+from lvskit.settings import ServerSettings, ServiceKey, ServiceSettings, endpoint
 from lvskit.types import TCP, UDP
 
 DEFAULT_PERSISTENCE_S = 360

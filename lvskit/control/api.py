@@ -30,18 +30,18 @@ from lvskit.config.model import (
 )
 from lvskit.control.reconcile import reconcile
 from lvskit.core.director import Director
-from lvskit.core.service import (
-    RealServer,
-    ServiceKey,
-    ServiceSettings,
-    VirtualService,
-    endpoint,
-)
+from lvskit.core.service import RealServer, VirtualService
 from lvskit.core.stats import Estimator
 from lvskit.errors import ConfigError, RpcError
 from lvskit.plugins import Plugins
+from lvskit.settings import ServiceKey, ServiceSettings, endpoint
 from lvskit.types import PROTOCOL_NAMES
 
+_TIMEOUTS = {
+    "tcp": "timeout_established",
+    "tcp_fin": "timeout_finwait",
+    "udp": "timeout_udp",
+}
 IPVS_VERSION = "1.2.1"
 """The version of ip_vs whose behaviour this is, as listings name it."""
 
@@ -143,14 +143,12 @@ class Control:
     def _status(self, _: Nothing) -> Status:
         director = self.director
         director.expire(self._clock())
-        timeouts, table = director.timeouts, director.table
+        table = director.table
         stats, rates = _figures(director.estimator)
         return Status(
             version=IPVS_VERSION,
             size=table.size,
-            timeouts=Timeouts(
-                tcp=int(timeouts.tcp[1]), tcp_fin=int(timeouts.tcp[4]), udp=int(timeouts.udp)
-            ),
+            timeouts=self._timeouts(),
             services=[self._service_status(service) for service in director.services],
             stats=stats,
             rates=rates,
@@ -198,11 +196,8 @@ class Control:
             servers = [_server_config(server) for server in reversed(service.servers)]
             config = self._service_config(service)
             services.append(msgspec.structs.replace(config, server=servers))
-        timeouts = self.director.timeouts
         return Config(
-            timeouts=Timeouts(
-                tcp=int(timeouts.tcp[1]), tcp_fin=int(timeouts.tcp[4]), udp=int(timeouts.udp)
-            ),
+            timeouts=self._timeouts(),
             service=services,
         )
 
@@ -263,7 +258,12 @@ class Control:
             value = getattr(timeouts, name)
             if value < 0:
                 raise ConfigError(f"timeout {name} = {value}; allowed: 0 (keep) or more")
-        self.director.timeouts.set(timeouts.tcp, timeouts.tcp_fin, timeouts.udp)
+        given = {setting: getattr(timeouts, name) for name, setting in _TIMEOUTS.items()}
+        self.director.tune({setting: value for setting, value in given.items() if value})
+
+    def _timeouts(self) -> Timeouts:
+        settings = self.director.rules.settings
+        return Timeouts(**{name: getattr(settings, of) for name, of in _TIMEOUTS.items()})
 
     def _server(self, named: Named) -> tuple[ServiceKey, bytes, int | None, Server]:
         if named.server is None:

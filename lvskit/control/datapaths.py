@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from lvskit.core.director import Director
-from lvskit.core.service import ServiceKey
 from lvskit.errors import ConfigError, UnknownPlugin
 from lvskit.interfaces import Datapath
 from lvskit.plugins import Plugins
 from lvskit.records import DatapathSpec, build_options
+from lvskit.settings import ServiceKey
 from lvskit.types import Route
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lvskit.config.model import Config, Service, parse_endpoint
-from lvskit.core.service import ServiceKey, endpoint
 from lvskit.errors import ConfigError, LvskitError
+from lvskit.settings import ServiceKey, endpoint
 
 if TYPE_CHECKING:
     from lvskit.control.api import Control

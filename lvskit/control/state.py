@@ -1,7 +1,7 @@
 """The connection table on disk, so that a restart of the daemon breaks no connection.
 
 The file is a sequence of frames, each four bytes of length (network order) and so many of
-MessagePack: a header, the parts of a snapshot (`lvskit.core.snapshot`), and an empty frame, the
+MessagePack: a header, the parts of a snapshot (`lvskit.control.snapshot`), and an empty frame, the
 end. It is written beside its place and renamed, so it is whole or not there; there is no fsync,
 because it is to outlive the process, not the power.
 """
@@ -22,8 +22,8 @@ from typing import BinaryIO, Final, Literal
 
 import msgspec
 
+from lvskit.control.snapshot import Part, Restorer, export
 from lvskit.core.director import Director
-from lvskit.core.snapshot import Part, Restorer, export
 
 _LENGTH: Final = struct.Struct("!I")
 _MOST_BYTES: Final = 64 << 20

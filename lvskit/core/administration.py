@@ -5,29 +5,35 @@ Every command checks everything first and then changes everything, or raises and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from lvskit.core.connection import ConnectionTable
 from lvskit.core.icmp import Refusal, refuse
-from lvskit.core.service import (
-    RealServer,
-    ServerSettings,
-    ServiceKey,
-    ServiceSettings,
-    Transmitter,
-    VirtualService,
-    check_address,
-    check_endpoint,
-    endpoint,
-)
+from lvskit.core.rules import KERNEL, Rules
+from lvskit.core.service import RealServer, Transmitter, VirtualService
 from lvskit.core.services import ServiceTable
 from lvskit.core.stats import Estimator
 from lvskit.errors import ConfigError, PluginError, ServerExists
 from lvskit.interfaces import Forwarder, Scheduler
 from lvskit.records import Registry, build_options
+from lvskit.settings import (
+    ServerSettings,
+    ServiceKey,
+    ServiceSettings,
+    Settings,
+    check_address,
+    check_endpoint,
+    check_settings,
+    endpoint,
+    merged,
+)
 from lvskit.types import Route, Verdict
 
 LOCAL = "local"
 """The forwarding method that a server gets whose address is the director's own."""
+
+BYPASS = ServerSettings(method="droute")
+"""What carries packets past a service without a server (the setting cache_bypass)."""
 
 
 class Administration:
@@ -35,18 +41,25 @@ class Administration:
 
     Attributes:
         services: the virtual services.
+        table: connections and templates.
+        defaults: settings that the operator gave for all services; rules: all that hold for
+            what no service has apart.
     """
 
     def __init__(
         self,
         registry: Registry,
         routes: Callable[[bytes], Route | None],
+        size: int,
         report: Callable[[PluginError], None],
     ) -> None:
         self._registry = registry
         self._routes = routes
         self._report = report
         self.services = ServiceTable()
+        self.table = ConnectionTable(size)
+        self.defaults: dict[str, int] = {}
+        self.rules = KERNEL
         self.estimator = Estimator(self.services.counters)
 
     # --- services ---
@@ -60,10 +73,10 @@ class Administration:
             ConfigError: a setting that cannot be.
         """
         self.services.refuse_duplicate(key)
-        _check_service(key, settings)
-        service = VirtualService(key)
-        scheduler = self._scheduler(service, settings)
-        service.scheduler, service.settings = scheduler, settings
+        settings.check(key)
+        service = VirtualService(key, self.rules)
+        service.use(self._scheduler(service, settings))
+        service.settings = settings
         self.services.add(service)
         service.observe(list(self._registry.observers(service)))
         self._registry.notify("service_added", service)
@@ -75,12 +88,12 @@ class Administration:
         Raises: as `add_service`, and `ServiceNotFound`.
         """
         service = self.services.get(key)
-        _check_service(key, settings)
+        settings.check(key)
         old = service.settings
         if _choice(settings) != _choice(old):
             scheduler = self._scheduler(service, settings)
             self._tell_scheduler(service, "close")
-            service.scheduler = scheduler
+            service.use(scheduler)
         service.settings = settings
         self._registry.notify("service_changed", service)
         return service
@@ -113,9 +126,49 @@ class Administration:
         if key is None:
             self.estimator.zero()
 
-    def tick(self) -> None:
-        """Fold counters into the statistics that listings show."""
+    def tune(self, changes: Mapping[str, int | None], key: ServiceKey | None = None) -> None:
+        """Change settings, of the service `key` or of all that have no value of their own.
+
+        `changes` are values by name (see `lvskit.settings.Settings`); None takes a value back: a
+        service then has the director's, the director the kernel's.
+
+        Raises:
+            ConfigError: a name or a value that cannot be.
+            ServiceNotFound: there is none.
+            UnknownPlugin: cache_bypass needs direct routing, which is not installed.
+        """
+        check_settings(changes)
+        if changes.get("cache_bypass"):
+            self._registry.forwarder(BYPASS.method)
+        values = self.defaults if key is None else self.services.get(key).overrides
+        for name, value in changes.items():
+            if value is None:
+                values.pop(name, None)
+            else:
+                values[name] = value
+        self.bind_rules()
+
+    def bind_rules(self) -> None:
+        """Bind the settings anew for every service, with the defences that the table calls for."""
+        free = self.table.size - len(self.table)
+        base = merged(Settings(), self.defaults)
+        self.rules = Rules(base, free)
         for service in self.services:
+            own = service.overrides
+            before, rules = service.rules, Rules(merged(base, own), free) if own else self.rules
+            service.rule(rules)
+            if rules.settings.pmtu_disc != before.settings.pmtu_disc:
+                for server in service.servers:
+                    self._rebind(server)
+        for server in self.services.trash:
+            there = self.services.by_key.get(server.service.key)
+            server.rules = there.rules if there else self.rules
+
+    def tick(self, now: float) -> None:
+        """Fold counters into the statistics that listings show; tell schedulers the time."""
+        for service in self.services:
+            if service.tick is not None:
+                self._tell_scheduler(service, "tick", now)
             for server in service.servers:
                 server.estimator.tick(server.counters)
             service.estimator.tick(service.counters)
@@ -129,12 +182,7 @@ class Administration:
         """Add a real server at the head of a service's list.
 
         One that was removed while connections referred to it comes back with them and its counts.
-
-        Args:
-            key: the service.
-            address: the server's, packed.
-            port: the server's; None = the service's.
-            settings: weight, forwarding method, thresholds.
+        Without a `port` it has the service's.
 
         Raises:
             ServiceNotFound, ServerExists, NotUnicast, OutOfRange, UnknownPlugin, ConfigError.
@@ -213,10 +261,10 @@ class Administration:
         except Exception as err:
             raise ConfigError(f"scheduler {spec.name!r} of {service.name} failed: {err!r}") from err
 
-    def _tell_scheduler(self, service: VirtualService, method: str, *server: RealServer) -> None:
+    def _tell_scheduler(self, service: VirtualService, method: str, *facts: object) -> None:
         """Call a scheduler's method; what it raises is reported, and the command goes on."""
         try:
-            getattr(service.scheduler, method)(*server)
+            getattr(service.scheduler, method)(*facts)
         except Exception as err:
             name = service.settings.scheduler
             text = f"scheduler {name!r} of {service.name}: {method} raised {err!r}"
@@ -226,7 +274,8 @@ class Administration:
         """Choose what carries a server's new connections, by its method and its route."""
         route = self._routes(server.address)
         forwarder = self._forwarder(server, settings.method, settings)
-        if route is not None and route.local:
+        keeps_port = self._registry.forwarder(settings.method).keeps_port
+        if route is not None and route.local and keeps_port:
             forwarder = self._forwarder(server, LOCAL, settings)
         transmit: Transmitter = _unreachable
         if route is not None:
@@ -237,6 +286,20 @@ class Administration:
                 raise ConfigError(text) from err
             transmit = forwarder.transmit
         server.route, server.transmit = route, transmit
+        server.reply = getattr(forwarder, "reply", None)
+
+    def _rebind(self, server: RealServer) -> None:
+        """Do that again; where it fails, what carried the server's packets goes on."""
+        try:
+            self._bind(server, server.settings)
+        except ConfigError as err:
+            self._report(PluginError(str(err), plugin=server.settings.method))
+
+    def _load_changed(self, server: RealServer) -> None:
+        """Tell the scheduler, if it wants to know, that a server's connections have changed."""
+        service = server.service
+        if service.load_changed is not None and server.available:
+            self._tell_scheduler(service, "load_changed", server)
 
     def _forwarder(self, server: RealServer, method: str, settings: ServerSettings) -> Forwarder:
         if method in server.forwarders and settings.options == server.settings.options:
@@ -262,15 +325,3 @@ def _choice(settings: ServiceSettings) -> tuple[object, ...]:
 def _unreachable(connection: object, packet: bytes) -> Verdict:
     """Answer for a server to which there is no route."""
     return refuse(packet, Refusal.HOST_UNREACHABLE)
-
-
-def _check_service(key: ServiceKey, settings: ServiceSettings) -> None:
-    if settings.persistence_s < 0:
-        raise ConfigError(
-            f"persistence of {settings.persistence_s} s for {key}; allowed: 0 or more"
-        )
-    if key.port == 0 and not key.fwmark and not settings.persistence_s:
-        raise ConfigError(f"{key}: port 0 (every port) needs persistence (-p)")
-    size = 4 if key.version == 4 else 16
-    if settings.netmask is not None and len(settings.netmask) != size:
-        raise ConfigError(f"netmask of {key}: {len(settings.netmask)} bytes given; allowed: {size}")

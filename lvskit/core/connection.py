@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from lvskit.core import states
 from lvskit.core.service import RealServer, Transmitter
-from lvskit.types import IP, TCP, UDP, Flow
+from lvskit.types import IP, SCTP, TCP, UDP, Flow
 
 
 class Template:
@@ -24,11 +24,13 @@ class Template:
         timeout: seconds that each new connection restarts the deadline with.
         children: connections that hang on it; it outlives them.
         assured: one of its connections has been established.
+        packets: of its one-packet connections.
         deadline, slot: as a connection's.
     """
 
     __slots__ = (
-        "assured", "children", "deadline", "dport", "key", "protocol", "server", "slot", "timeout",
+        "assured", "children", "deadline", "dport", "key", "packets", "protocol", "server", "slot",
+        "timeout",
     )  # fmt: skip
 
     def __init__(self, protocol: int, key: bytes, server: RealServer, dport: int) -> None:
@@ -39,6 +41,7 @@ class Template:
         self.timeout = 0.0
         self.children = 0
         self.assured = False
+        self.packets = 0
         self.deadline = 0.0
         self.slot: object = None
 
@@ -57,32 +60,24 @@ class Connection:
     """One connection: where its packets go, its state, and when it ends.
 
     Attributes:
-        protocol: `TCP` or `UDP`.
+        protocol: `TCP`, `UDP` or `SCTP`.
         key: the flow as it lies in a packet; see `Flow.key`.
         server: the real server chosen for it.
         dport: the real server's port.
-        transmit: the forwarder's bound method.
+        transmit: the forwarder's bound method; reply: that for answers, or None.
         template: the persistence template that it hangs on, or None.
-        state: index into `states.NAMES`; always 0 for UDP.
+        state: index into the names of its protocol's `states.Tables`; always 0 for UDP.
         active: counted in the server's `activeconns`, else in `inactconns`.
-        two_way: a server's packet has been seen here, so both directions drive the state.
+        two_way: the server's packets pass here, so both directions drive the state.
+        packets: a client's, so far.
         deadline: when it ends unless a packet comes.
         slot: for the timer wheel.
     """
 
     __slots__ = (
-        "active",
-        "deadline",
-        "dport",
-        "key",
-        "protocol",
-        "server",
-        "slot",
-        "state",
-        "template",
-        "transmit",
-        "two_way",
-    )
+        "active", "deadline", "dport", "key", "packets", "protocol", "reply", "server", "slot",
+        "state", "template", "transmit", "two_way",
+    )  # fmt: skip
 
     def __init__(self, protocol: int, key: bytes, server: RealServer, dport: int) -> None:
         self.protocol = protocol
@@ -90,10 +85,12 @@ class Connection:
         self.server = server
         self.dport = dport
         self.transmit: Transmitter = server.transmit
+        self.reply = server.reply
         self.template: Template | None = None
         self.state = states.NONE
         self.active = False
-        self.two_way = False
+        self.two_way = server.reply is not None
+        self.packets = 0
         self.deadline = 0.0
         self.slot: object = None
 
@@ -105,7 +102,7 @@ class Connection:
     @property
     def state_name(self) -> str:
         """The state as listings name it."""
-        return states.NAMES[self.state] if self.protocol == TCP else states.UDP_NAME
+        return states.TABLES[self.protocol].names[self.state]
 
 
 def unpack(protocol: int, key: bytes) -> Flow:
@@ -120,29 +117,42 @@ class ConnectionTable:
 
     Attributes:
         size: the most entries it holds, templates included.
-        tcp, udp: connections by key.
+        tcp, udp, sctp: connections by key; `connections`: those by protocol.
+        reverse: by protocol, those whose servers' answers are rewritten; the key is that of the
+            server's packets.
         shed: half-open connections that gave way to new ones since the start.
         refused: new connections that found no room since the start.
+        dropped: entries given up by drop_entry since the start; lost: packets by drop_packet.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.tcp: dict[bytes, Connection] = {}
         self.udp: dict[bytes, Connection] = {}
-        self.connections = {TCP: self.tcp, UDP: self.udp}
-        self.templates: dict[int, dict[bytes, Template]] = {IP: {}, TCP: {}, UDP: {}}
+        self.sctp: dict[bytes, Connection] = {}
+        self.connections = {TCP: self.tcp, UDP: self.udp, SCTP: self.sctp}
+        self.reverse: dict[int, dict[bytes, Connection]] = {
+            protocol: {} for protocol in self.connections
+        }
+        self.templates: dict[int, dict[bytes, Template]] = {
+            protocol: {} for protocol in (IP, *self.connections)
+        }
         self.retired: set[Template] = set()  # invalid templates that wait for their end
         self.half_open: dict[Connection, None] = {}  # an ordered set: the oldest is shed first
         self.shed = 0
         self.refused = 0
+        self.dropped = 0
+        self.lost = 0
 
     def __len__(self) -> int:
-        count = len(self.tcp) + len(self.udp) + len(self.retired)
+        count = len(self.tcp) + len(self.udp) + len(self.sctp) + len(self.retired)
         return count + sum(map(len, self.templates.values()))
 
     def __iter__(self) -> Iterator[Connection | Template]:
         """Iterate over a snapshot of everything in the table."""
-        entries: list[Connection | Template] = [*self.tcp.values(), *self.udp.values()]
+        entries: list[Connection | Template] = []
+        for connections in self.connections.values():
+            entries += connections.values()
         for templates in self.templates.values():
             entries += templates.values()
         return iter([*entries, *self.retired])
@@ -150,10 +160,23 @@ class ConnectionTable:
     def add(self, connection: Connection) -> None:
         """Enter `connection` under its key."""
         self.connections[connection.protocol][connection.key] = connection
+        if connection.reply is not None:
+            self.reverse[connection.protocol][_answer_key(connection)] = connection
 
     def remove(self, connection: Connection) -> None:
         """Take `connection` out."""
         table = self.connections[connection.protocol]
         if table.get(connection.key) is connection:
             del table[connection.key]
+        if connection.reply is not None:
+            reverse, key = self.reverse[connection.protocol], _answer_key(connection)
+            if reverse.get(key) is connection:
+                del reverse[key]
         self.half_open.pop(connection, None)
+
+
+def _answer_key(connection: Connection) -> bytes:
+    """Return the key of the packets that a connection's server sends."""
+    flow, server = connection.flow, connection.server
+    ports = connection.dport << 16 | flow.cport
+    return server.address + flow.caddr + ports.to_bytes(4, "big")

@@ -7,10 +7,10 @@ client spoke to (the VIP), an IPv4 error is 576 bytes at most with TOS 0xc0, an 
 from __future__ import annotations
 
 import enum
-from typing import Final
+from typing import Final, NamedTuple
 
-from lvskit.core.packet import Parsed, checksum, parse_quoted
-from lvskit.types import ICMP, Flow, Reason, Reply
+from lvskit.core.packet import Parsed, checksum
+from lvskit.types import ICMP, Reason, Reply
 
 
 class Refusal(enum.Enum):
@@ -32,8 +32,8 @@ _REASONS: Final = {
 }
 _QUOTE_V4: Final = 576 - 20 - 8
 _QUOTE_V6: Final = 1280 - 40 - 8
-_RELAYED_V4: Final = frozenset({3, 4, 11})  # unreachable, source quench, time exceeded
-_RELAYED_V6: Final = frozenset({1, 2, 3, 4})  # every error that RFC 4443 defines
+_ERRORS_V4: Final = frozenset({3, 4, 11})  # unreachable, source quench, time exceeded
+_FIRST_INFORMATION_V6: Final = 128  # RFC 4443, 2.1: lower types are errors
 _INTERNETWORK_CONTROL: Final = 0xC0
 
 
@@ -45,13 +45,16 @@ def refuse(packet: bytes, refusal: Refusal, *, mtu: int = 0) -> Reply:
         refusal: what to say.
         mtu: for `Refusal.TOO_BIG`, the largest datagram that fits, in bytes.
     """
-    build = _error_v4 if packet[0] >> 4 == 4 else _error_v6
-    return Reply(build(packet, refusal, mtu), _REASONS[refusal])
+    if packet[0] >> 4 == 4:
+        answer = answer_v4(packet, refusal.value[0], mtu)
+    else:
+        answer = _answer_v6(packet, refusal.value[1], mtu)
+    return Reply(answer, _REASONS[refusal])
 
 
-def _error_v4(packet: bytes, refusal: Refusal, mtu: int) -> bytes:
-    kind, code = refusal.value[0]
-    message = bytes((kind, code, 0, 0)) + mtu.to_bytes(4, "big") + packet[:_QUOTE_V4]
+def answer_v4(packet: bytes, kind: tuple[int, int], rest: int) -> bytes:
+    """Return the ICMP error of `kind` (type and code) with the four bytes `rest` about `packet`."""
+    message = bytes((*kind, 0, 0)) + rest.to_bytes(4, "big") + packet[:_QUOTE_V4]
     message = message[:2] + checksum(message).to_bytes(2, "big") + message[4:]
     # The identification is the refused packet's: it need only differ from datagrams to the same
     # client that are still under way, and this one is too small to be split.
@@ -66,9 +69,8 @@ def _error_v4(packet: bytes, refusal: Refusal, mtu: int) -> bytes:
     return head[:10] + checksum(head).to_bytes(2, "big") + head[12:] + message
 
 
-def _error_v6(packet: bytes, refusal: Refusal, mtu: int) -> bytes:
-    kind, code = refusal.value[1]
-    message = bytes((kind, code, 0, 0)) + mtu.to_bytes(4, "big") + packet[:_QUOTE_V6]
+def _answer_v6(packet: bytes, kind: tuple[int, int], rest: int) -> bytes:
+    message = bytes((*kind, 0, 0)) + rest.to_bytes(4, "big") + packet[:_QUOTE_V6]
     source, target = packet[24:40], packet[8:24]
     pseudo = source + target + len(message).to_bytes(4, "big") + bytes((0, 0, 0, 58))
     message = message[:2] + checksum(pseudo + message).to_bytes(2, "big") + message[4:]
@@ -76,17 +78,39 @@ def _error_v6(packet: bytes, refusal: Refusal, mtu: int) -> bytes:
     return head + source + target + message
 
 
-def quoted_reply(packet: bytes, parsed: Parsed) -> Flow | None:
-    """Return the flow whose server sent the datagram that an ICMP error in `packet` quotes.
+class Error(NamedTuple):
+    """An ICMP error that somebody sent.
 
-    None where it is no error of the kinds that are relayed, or quotes too little: the quoted IP
-    header and four bytes behind it, the ports, must be there (RFC 792 promises eight).
+    Attributes:
+        kind: type and code.
+        rest: the four bytes behind the checksum: an MTU, or nothing.
+        quote: the beginning of the datagram that it is about.
+        quoted_protocol: of that datagram, where it is IPv4; else 0.
+        intact: its checksum is right (IPv4 alone).
+    """
+
+    kind: tuple[int, int]
+    rest: int
+    quote: bytes
+    quoted_protocol: int
+    intact: bool
+
+
+def read_error(packet: bytes, parsed: Parsed) -> Error | None:
+    """Return the error that an ICMP message in `packet` tells, None where it tells none.
+
+    Of IPv4, destination unreachable, source quench and time exceeded; of IPv6, all.
     """
     message = packet[parsed.offset :]
-    relayed = _RELAYED_V4 if parsed.protocol == ICMP else _RELAYED_V6
-    if parsed.fragment or len(message) < 8 or message[0] not in relayed:
+    if parsed.fragment or len(message) < 8:
         return None
-    quoted = parse_quoted(message[8:])
-    if quoted is None:
+    if parsed.protocol == ICMP:
+        told = message[0] in _ERRORS_V4
+    else:
+        told = message[0] < _FIRST_INFORMATION_V6
+    if not told:
         return None
-    return Flow(quoted.protocol, quoted.dst, quoted.dport, quoted.src, quoted.sport)
+    quote = message[8:]
+    protocol = quote[9] if len(quote) >= 20 and quote[0] >> 4 == 4 else 0
+    rest = int.from_bytes(message[4:8], "big")
+    return Error((message[0], message[1]), rest, quote, protocol, not checksum(message))

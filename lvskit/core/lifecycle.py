@@ -7,27 +7,32 @@ net/netfilter/ipvs/ip_vs_conn.c and ip_vs_proto_tcp.c (set_tcp_state), by behavi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
-from lvskit.core import persistence, states
+from lvskit.core import defence, persistence, states
 from lvskit.core.administration import Administration
-from lvskit.core.connection import Connection, ConnectionTable, Template
+from lvskit.core.connection import Connection, Template
 from lvskit.core.packet import Parsed
+from lvskit.core.rules import Rules
 from lvskit.core.service import RealServer, VirtualService
 from lvskit.core.stats import PERIOD_S
 from lvskit.core.timers import Wheel
-from lvskit.errors import ConfigError, PluginError
+from lvskit.errors import PluginError
 from lvskit.records import Registry
-from lvskit.types import UDP, Route
+from lvskit.settings import ServiceKey
+from lvskit.types import TCP, UDP, Route
+
+FIRST_S: Final = 3.0
+"""How long a connection is kept that no packet of its own has moved to a state."""
 
 
 class Lifecycle(Administration):
     """The part of the Director that keeps connections.
 
     Attributes:
-        timeouts: how long an idle connection is kept.
-        table: connections and templates.
         wheel: when each ends.
         next_tick, tick_s: when statistics are folded next, and how often.
+        defence: what drops entries and packets while it is on.
     """
 
     def __init__(
@@ -38,20 +43,21 @@ class Lifecycle(Administration):
         now: float,
         report: Callable[[PluginError], None],
     ) -> None:
-        super().__init__(registry, routes, report)
-        self.timeouts = states.Timeouts()
-        self.table = ConnectionTable(size)
+        super().__init__(registry, routes, size, report)
         self.wheel: Wheel[Connection | Template] = Wheel(now)
         self.tick_s = PERIOD_S
         self.next_tick = now + self.tick_s
+        self.defence = defence.Defence(now)
 
     def _open(
-        self, service: VirtualService, parsed: Parsed, server: RealServer, dport: int
+        self, service: VirtualService, parsed: Parsed, server: RealServer, dport: int, now: float
     ) -> Connection:
         connection = Connection(parsed.protocol, parsed.flow.key, server, dport)
+        connection.deadline = now + FIRST_S
         server.inactconns += 1  # until its state says that it is active
         server.counters.conns += 1
         server.take()
+        self._load_changed(server)
         if not (service.settings.one_packet and parsed.protocol == UDP):
             self.table.add(connection)
         self._tell(service.opened, connection)
@@ -62,6 +68,8 @@ class Lifecycle(Administration):
         if self.table.connections[connection.protocol].get(connection.key) is connection:
             self.wheel.schedule(connection)
         else:
+            if connection.template:
+                connection.template.packets += 1
             self._close(connection, "expired")
 
     def _make_room(self, wanted: int) -> bool:
@@ -76,30 +84,46 @@ class Lifecycle(Administration):
         return True
 
     def _advance(
-        self, connection: Connection, transitions: states.Transitions, flags: int, now: float
+        self, connection: Connection, flags: int, now: float, *, inward: bool = True
     ) -> None:
-        """Move the state as `flags` say, keep the counts, and restart the deadline."""
-        if connection.protocol == UDP:
-            self._keep_until(connection, now + self.timeouts.udp)
-            return
+        """Move the state as a packet's `flags` say, keep the counts, and restart the deadline."""
+        server = connection.server
+        machine = server.rules.machines[connection.protocol]
+        tables = machine.tables
+        if not inward:
+            transitions = tables.output
+        elif connection.two_way:
+            transitions = tables.input
+        else:
+            transitions = tables.input_only
         old, new = connection.state, transitions[connection.state][flags]
         connection.state = new
-        self._keep_until(connection, now + self.timeouts.tcp[new])
+        self._keep_until(connection, now + machine.timeouts[new])
         if new == old:
             return
-        server, active = connection.server, new in states.ACTIVE
+        active = new in tables.active
         if active != connection.active:
             connection.active = active
             change = 1 if active else -1
             server.activeconns += change
             server.inactconns -= change
-        if new == states.ESTABLISHED and connection.template:
+            self._load_changed(server)
+        if new == tables.established and connection.template:
             connection.template.assured = True
-        if new in states.HALF_OPEN:
-            self.table.half_open[connection] = None
-        else:
-            self.table.half_open.pop(connection, None)
-        self._tell(server.service.state_changed, connection, states.NAMES[old], states.NAMES[new])
+        if connection.protocol == TCP:
+            if new in states.HALF_OPEN:
+                self.table.half_open[connection] = None
+            else:
+                self.table.half_open.pop(connection, None)
+        self._tell(server.service.state_changed, connection, tables.names[old], tables.names[new])
+
+    def _find(self, table: dict[bytes, Connection], key: bytes, now: float) -> Connection | None:
+        """Return the connection of `key`, unless its time has come."""
+        connection = table.get(key)
+        if connection is not None and now >= connection.deadline:
+            self.expire(now)
+            return table.get(key)
+        return connection
 
     def _keep_until(self, connection: Connection, deadline: float) -> None:
         """Move the deadline; the wheel must hear of it only when it comes nearer."""
@@ -118,9 +142,64 @@ class Lifecycle(Administration):
         else:
             server.inactconns -= 1
         server.release()
+        self._load_changed(server)
         if connection.template:
             connection.template.children -= 1
         self._tell(server.service.closed, connection, reason)
+
+    def _discard(self, entry: Connection | Template, reason: str) -> None:
+        """End an entry before its time, and with a connection its template, if only it used that.
+
+        A template that none of its connections has assured is not worth keeping for the next.
+        """
+        if isinstance(entry, Template):
+            self._drop_template(entry)
+            return
+        self._close(entry, reason)
+        template = entry.template
+        if template is not None and not template.children and not template.assured:
+            self._drop_template(template)
+
+    def _drop_template(self, template: Template) -> None:
+        self.wheel.forget(template)
+        persistence.drop(self.table, template)
+        template.server.persistconns -= 1
+        template.server.release()
+        self._load_changed(template.server)
+
+    def remove_server(self, key: ServiceKey, address: bytes, port: int | None, now: float) -> None:
+        """Remove a real server; packets of its connections are dropped until they end.
+
+        With the setting expire_nodest_conn its connections end at once.
+
+        Raises:
+            ServiceNotFound, ServerNotFound.
+        """
+        super().remove_server(key, address, port, now)
+        self._flush(self.services.get(key).rules)
+
+    def remove_service(self, key: ServiceKey, now: float) -> None:
+        """Remove a service and its servers; their connections as in `remove_server`.
+
+        Raises:
+            ServiceNotFound: there is none.
+        """
+        rules = self.services.get(key).rules
+        super().remove_service(key, now)
+        self._flush(rules)
+
+    def _flush(self, rules: Rules) -> None:
+        """End the connections of removed servers, and templates without any, if `rules` say so."""
+        if not rules.settings.expire_nodest_conn:
+            return
+        for entry in self.table:  # connections, and then templates
+            server = entry.server
+            if server.available or not server.rules.settings.expire_nodest_conn:
+                continue
+            if isinstance(entry, Connection):
+                self._close(entry, "server removed")
+            elif not entry.children:
+                self._drop_template(entry)
 
     def expire(self, now: float) -> None:
         """End everything whose time has come; fold the statistics on their two-second grid."""
@@ -133,13 +212,23 @@ class Lifecycle(Administration):
                 entry.deadline += persistence.RENEWAL_S
                 self.wheel.schedule(entry)
             else:
-                persistence.drop(self.table, entry)
-                entry.server.persistconns -= 1
-                entry.server.release()
+                self._drop_template(entry)
         while now >= self.next_tick:
-            self.tick()
+            self.tick(self.next_tick)
             self.next_tick += self.tick_s
         self.services.sweep(now)
+        while now >= self.defence.due:
+            self._defend(self.defence.due)
+
+    def _defend(self, now: float) -> None:
+        """Do what the defences do every second."""
+        self.defence.due = now + defence.PERIOD_S
+        if self.rules.automatic or any(service.rules.automatic for service in self.services):
+            self.bind_rules()
+        if any(service.rules.drop_entry for service in self.services):
+            for entry in self.defence.condemned(self.table, now):
+                self.table.dropped += 1
+                self._discard(entry, "dropped")
 
     def next_timer(self) -> float | None:
         """Return a time before which `expire` has nothing to end; None when nothing is kept."""
@@ -156,10 +245,7 @@ class Lifecycle(Administration):
         for service in self.services:
             for server in service.servers:
                 old = server.transmit
-                try:
-                    self._bind(server, server.settings)
-                except ConfigError as err:  # what carried its packets goes on
-                    self._report(PluginError(str(err), plugin=server.settings.method))
+                self._rebind(server)
                 if server.transmit != old:
                     moved.add(server)
         if moved:

@@ -1,19 +1,20 @@
 """Parse IPv4 and IPv6 datagrams from bytes, with bounds on every field.
 
-Sources: RFC 791, RFC 8200, RFC 9293, RFC 768. Header checksums are the host's business: by the
-time a datapath hands a packet over, its IP stack has checked them.
+Sources: RFC 791, RFC 8200, RFC 9293, RFC 768, RFC 9260. Header checksums are the host's business:
+by the time a datapath hands a packet over, its IP stack has checked them.
 """
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from lvskit.types import TCP, UDP, Flow
+from lvskit.core import states
+from lvskit.types import SCTP, TCP, UDP, Flow
 
 FRAGMENT_HEADER: Final = 44
 _EXTENSIONS: Final = frozenset({0, 43, FRAGMENT_HEADER, 51, 60, 135})
 _MAX_EXTENSIONS: Final = 8
-_TRANSPORT_MINIMUM: Final = {TCP: 20, UDP: 8}
+_TRANSPORT_MINIMUM: Final = {TCP: 20, UDP: 8, SCTP: 12}
 
 
 class Parsed(NamedTuple):
@@ -26,8 +27,8 @@ class Parsed(NamedTuple):
         offset: where the payload begins.
         length: of the whole datagram by its header; never more than there are bytes.
         fragment: it is part of a larger datagram.
-        sport, dport: ports of TCP and UDP, else 0.
-        flags: the TCP flags byte, else 0.
+        sport, dport: ports of TCP, UDP and SCTP, else 0.
+        flags: what moves the state (`states`): TCP's flags byte, SCTP's chunk type, else 0.
     """
 
     version: int
@@ -45,6 +46,10 @@ class Parsed(NamedTuple):
     def flow(self) -> Flow:
         """The connection that a client's packet belongs to."""
         return Flow(self.protocol, self.src, self.sport, self.dst, self.dport)
+
+    def reversed(self) -> Parsed:
+        """The fields that a packet the other way would have."""
+        return self._replace(src=self.dst, dst=self.src, sport=self.dport, dport=self.sport)
 
 
 def parse(packet: bytes) -> Parsed | None:
@@ -67,11 +72,28 @@ def parse(packet: bytes) -> Parsed | None:
     at = found.offset
     if found.length - at < _TRANSPORT_MINIMUM[found.protocol]:
         return None
+    flags = 0
+    if found.protocol == TCP:
+        flags = packet[at + 13]
+    elif found.protocol == SCTP:
+        flags = _chunk(packet[at + 12 : found.length])
     return found._replace(
         sport=packet[at] << 8 | packet[at + 1],
         dport=packet[at + 2] << 8 | packet[at + 3],
-        flags=packet[at + 13] if found.protocol == TCP else 0,
+        flags=flags,
     )
+
+
+def _chunk(chunks: bytes) -> int:
+    """Return the type of the SCTP chunk that moves the state: the first, or a bundled ABORT."""
+    if len(chunks) < 4:
+        return states.NO_CHUNK
+    size = chunks[2] << 8 | chunks[3]
+    if chunks[0] in states.COOKIE_CHUNKS and size >= 4:
+        behind = chunks[size + 3 & ~3 :]
+        if len(behind) >= 4 and behind[0] == states.ABORT_CHUNK:
+            return states.ABORT_CHUNK
+    return chunks[0]
 
 
 def parse_quoted(quote: bytes) -> Parsed | None:

@@ -11,11 +11,11 @@ from typing import Final
 from lvskit.core.connection import ConnectionTable, Template
 from lvskit.core.packet import Parsed
 from lvskit.core.service import VirtualService
+from lvskit.core.services import FTP
 from lvskit.types import IP, Flow
 
 RENEWAL_S: Final = 60.0
 """A template that runs out while connections hang on it gets this long, again and again."""
-FTP: Final = 21
 _RETIRED_PORT: Final = 0xFFFF
 
 
@@ -47,6 +47,13 @@ def template_flow(service: VirtualService, packet: Parsed) -> Flow:
         protocol = IP
         vaddr = service.fwmark.to_bytes(4, "big").ljust(len(packet.dst), b"\0")
     return Flow(protocol, client, 0, vaddr, vport)
+
+
+def usable(template: Template) -> bool:
+    """Whether `template` may still bring clients to its server."""
+    server = template.server
+    quiescent = server.rules.settings.expire_quiescent_template and not server.weight
+    return server.available and not quiescent
 
 
 def retire(table: ConnectionTable, template: Template) -> None:

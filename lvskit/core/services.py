@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from lvskit.core.service import RealServer, ServiceKey, VirtualService
+from lvskit.core.service import RealServer, VirtualService
 from lvskit.errors import ServiceExists, ServiceNotFound
-from lvskit.types import Counters
+from lvskit.settings import ServiceKey
+from lvskit.types import TCP, Counters
 
+FTP: Final = 21
+FTP_DATA: Final = 20
+_UNPRIVILEGED: Final = 1024
 TRASH_S: Final = 120.0
 """How long a deleted server is remembered after its last connection has gone."""
 
@@ -21,12 +25,13 @@ class ServiceTable:
 
     Attributes:
         by_key: the services.
+        trash: the deleted servers.
         retired: what passed through services that are gone.
     """
 
     def __init__(self) -> None:
         self.by_key: dict[ServiceKey, VirtualService] = {}
-        self._trash: list[RealServer] = []
+        self.trash: list[RealServer] = []
         self._next_sweep: float | None = None
         self.retired = Counters()
 
@@ -52,9 +57,11 @@ class ServiceTable:
             found = services.get(ServiceKey(fwmark=mark, version=version))
             if found:
                 return found
-        return services.get(ServiceKey(protocol, address, port, 0, version)) or services.get(
-            ServiceKey(protocol, address, 0, 0, version)
-        )
+        found = services.get(ServiceKey(protocol, address, port, 0, version))
+        if found is None and protocol == TCP and (port == FTP_DATA or port >= _UNPRIVILEGED):
+            # It may be a data connection of FTP.
+            found = services.get(ServiceKey(protocol, address, FTP, 0, version))
+        return found or services.get(ServiceKey(protocol, address, 0, 0, version))
 
     def add(self, service: VirtualService) -> None:
         """Enter a service; `ServiceExists` where its key is taken."""
@@ -80,28 +87,28 @@ class ServiceTable:
 
     def discard(self, server: RealServer, now: float) -> None:
         """Remember a detached server: while connections refer to it, and for a while after."""
-        if not self._trash:
+        if not self.trash:
             self._next_sweep = now + TRASH_S / 2
-        self._trash.append(server)
+        self.trash.append(server)
 
     def discarded(self, key: ServiceKey, address: bytes, port: int) -> RealServer | None:
         """Return a remembered server of the same service, address and port, counters and all."""
-        for server in self._trash:
+        for server in self.trash:
             if server.service.key == key and (server.address, server.port) == (address, port):
                 return server
         return None
 
     def reclaim(self, server: RealServer) -> None:
         """Take `server` out of the trash, if it is there."""
-        if server in self._trash:
-            self._trash.remove(server)
+        if server in self.trash:
+            self.trash.remove(server)
 
     def sweep(self, now: float) -> None:
         """Forget servers that nothing has referred to for long enough; run every half period."""
         while self._next_sweep is not None and now >= self._next_sweep:
             at = self._next_sweep
             kept = []
-            for server in self._trash:
+            for server in self.trash:
                 if server.referenced:
                     kept.append(server)
                 elif server.idle_since is None:
@@ -109,5 +116,5 @@ class ServiceTable:
                     kept.append(server)
                 elif at < server.idle_since + TRASH_S:
                     kept.append(server)
-            self._trash = kept
+            self.trash = kept
             self._next_sweep = at + TRASH_S / 2 if kept else None

@@ -16,7 +16,6 @@ from lvskit.core.connection import Connection, Template
 from lvskit.core.director import Director
 from lvskit.core.timers import Wheel
 from lvskit.testing.wire import Tree
-from lvskit.types import TCP
 
 TICKS_PER_S = 250
 Entry = Connection | Template
@@ -122,5 +121,4 @@ class KernelWheel(Wheel[Entry]):
         """Return the seconds that the entry's timer was last set to."""
         if isinstance(entry, Template):
             return entry.timeout
-        timeouts = self._director.timeouts
-        return timeouts.tcp[entry.state] if entry.protocol == TCP else timeouts.udp
+        return entry.server.rules.machines[entry.protocol].timeouts[entry.state]

@@ -13,7 +13,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from lvskit.config.model import Config, DirectorConfig, Server, Service, Timeouts
-from lvskit.core.service import MAX_MARK, MAX_THRESHOLD, MAX_WEIGHT
+from lvskit.settings import MAX_MARK, MAX_THRESHOLD, MAX_WEIGHT
 
 SCHEDULERS = ("rr", "wrr", "wlc", "lc", "sed", "nq")
 """The bundled schedulers."""

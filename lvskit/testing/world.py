@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import io
 import ipaddress
+from contextlib import suppress
 from typing import Any
 
 from lvskit.cli import lvsadm
 from lvskit.control.api import Control
 from lvskit.core.director import Director
 from lvskit.datapath.memory import DirectorHost, Host, Mark, Network
-from lvskit.errors import UnknownPlugin
+from lvskit.errors import ConfigError, UnknownPlugin
 from lvskit.plugins import Plugins
 from lvskit.testing.kernel_timers import KernelClock
 from lvskit.testing.wire import Tree, emitted
@@ -34,22 +35,15 @@ _GATEWAY = {
 _PROTOCOLS = {"tcp": 6, "udp": 17, "icmp": 1, "sctp": 132}
 _METHODS = {"tunnel": "Tunnel", "local": "Local", "droute": "Route", "masq": "Masq"}
 _HOSTS = {"127.0.0.1": "localhost", "192.168.1.14": "realserver14.example.com"}
-KERNEL_SETTINGS = {
-    "expire_nodest_conn": 0,
-    "expire_quiescent_template": 0,
-    "conn_reuse_mode": 1,
-    "sloppy_tcp": 0,
-    "sloppy_sctp": 0,
-    "secure_tcp": 0,
-    "schedule_icmp": 0,
-    "pmtu_disc": 1,
-    "drop_entry": 0,
-    "drop_packet": 0,
-    "cache_bypass": 0,
-    "snat_reroute": 1,
-    "ignore_tunneled": 0,
-}
-"""The kernel's settings and their values that this director's behaviour stands for."""
+INERT = frozenset(
+    {
+        "backup_only", "conntrack", "ignore_tunneled", "lblc_expiration", "lblcr_expiration",
+        "nat_icmp_send", "run_estimation", "snat_reroute", "sync_persist_mode", "sync_ports",
+        "sync_qlen_max", "sync_refresh_period", "sync_retries", "sync_sock_size",
+        "sync_threshold", "sync_version",
+    }
+)  # fmt: skip
+"""The kernel's settings that a director has no use for: nobody reads them."""
 
 
 class Unsupported(Exception):
@@ -118,10 +112,13 @@ class MemoryWorld:
         self.director.expire(self.network.now)
 
     def setting(self, name: str, value: object) -> None:
-        """Set one of the kernel's settings, which must be to the value it has."""
-        short = name.rpartition(".")[2]
-        if str(KERNEL_SETTINGS.get(short)) != str(value):
-            raise Unsupported(f"setting {short}={value} is not there yet")
+        """Set one of the kernel's settings; a value that cannot be is ignored, as sysctl does."""
+        group, _, short = name.rpartition(".")
+        if group == "net.ipv4.vs" and short not in INERT:
+            with suppress(ConfigError, ValueError):
+                self.director.tune({short: int(str(value))})
+        elif name not in ("net.ipv4.ip_default_ttl", "net.ipv4.vs." + short):
+            raise Unsupported(f"setting {name}")
 
     def ipvsadm(self, argv: list[str], stdin: str) -> Tree:
         """Run a command; return its exit status, output, and what was missing for it."""

@@ -333,7 +333,7 @@ def test_timers_run() -> None:
             key = ServiceKey.of(6, bytes([192, 168, 1, 176]), 23)
             params = {"service": SERVICE, "server": {"address": "192.168.1.181"}}
             server.control.call("add_server", params)
-            server.director.timeouts.tcp[3] = 0.1  # SYN_RECV
+            server.director.tune({"timeout_synrecv": 1})
             head = bytes([0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 192, 168, 1, 176])
             segment = bytes([4, 0, 0, 23, *bytes(8), 0x50, 2, 4, 0, 0, 0, 0, 0])
             server.director.receive(head + segment, server._clock())

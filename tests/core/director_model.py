@@ -385,12 +385,15 @@ class Model:
             if template is None:
                 server = self._choose(service, choice)
                 if server is None:
-                    return "reply", "NO_SERVER"
+                    ftp_data = service.port == FTP and not own_port
+                    return NOT_OURS if ftp_data else ("reply", "NO_SERVER")
                 named = own_port and service.port != FTP
                 template = Entry(flow, server, server.port if named else 0, is_template=True)
                 template.timeout = service.persistence
                 template_is_new = True
             server = template.server
+        elif service.port == FTP and not own_port:
+            return NOT_OURS  # without persistence nobody knows the server
         else:
             chosen = self._choose(service, choice)
             if chosen is None:
@@ -421,6 +424,8 @@ class Model:
             (packet.protocol, packet.dst, packet.dport, 0, version),
             (packet.protocol, packet.dst, 0, 0, version),
         ]
+        if packet.protocol == TCP and (packet.dport == FTP_DATA or packet.dport >= 1024):
+            wanted.insert(2, (TCP, packet.dst, FTP, 0, version))  # its data connections
         for key in wanted if packet.mark else wanted[1:]:
             found = self.service(key)
             if found is not None:

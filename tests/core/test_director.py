@@ -504,7 +504,7 @@ def test_a_shorter_timeout_counts_from_the_next_packet() -> None:
     world.send("A")
     dns = packets.udp(CLIENT, 9, VIP, 53)
     world.director.receive(dns, 0.0)
-    world.director.timeouts.set(10, 0, 20)
+    world.director.tune({"timeout_established": 10, "timeout_udp": 20})
     world.director.expire(100.0)
     assert len(world.connections) == 2
     world.send("A", now=100.0)

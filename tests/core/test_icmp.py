@@ -11,8 +11,8 @@ from scapy.layers import inet, inet6
 from scapy.utils import checksum
 
 from lvskit import TCP, UDP, Flow, Reason, Refusal, refuse
-from lvskit.core.icmp import quoted_reply
-from lvskit.core.packet import parse
+from lvskit.core.icmp import read_error
+from lvskit.core.packet import parse, parse_quoted
 from lvskit.testing import packets
 
 # What RFC 792, RFC 1812 and RFC 4443 number them, and the reason that the verdict gives.
@@ -79,7 +79,9 @@ CLIENT6, VIP6 = "2001:db8:1::1", "2001:db8::176"
 def flow_of(raw: bytes) -> Flow | None:
     parsed = parse(raw)
     assert parsed is not None
-    return quoted_reply(raw, parsed)
+    error = read_error(raw, parsed)
+    quoted = None if error is None else parse_quoted(error.quote)
+    return None if quoted is None else quoted.reversed().flow
 
 
 @pytest.mark.parametrize("kind", range(20))
@@ -106,9 +108,9 @@ def test_the_ipv6_errors_that_are_relayed(error: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [0, 5, 100, 127, 128, 129, 133, 135, 137])
-def test_other_icmpv6_is_not(kind: int) -> None:
+def test_of_other_icmpv6_the_errors_are_told_by_their_number(kind: int) -> None:
     raw = packets.icmp_error(CLIENT6, VIP6, kind, 0, packets.udp(VIP6, 53, CLIENT6, 1024))
-    assert flow_of(raw) is None
+    assert (flow_of(raw) is not None) == (kind < 128)
 
 
 @given(st.integers(0, 48))

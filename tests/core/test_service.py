@@ -21,9 +21,10 @@ from lvskit import (
     ServiceSettings,
     load_plugins,
 )
-from lvskit.core.service import RealServer, VirtualService, check_address, endpoint
+from lvskit.core.service import RealServer, VirtualService
 from lvskit.core.services import ServiceTable
 from lvskit.errors import NotUnicast, OutOfRange, ServerNotFound, ServiceExists, ServiceNotFound
+from lvskit.settings import check_address, endpoint
 from lvskit.testing.packets import address
 
 VIP, VIP6 = address("192.168.1.176"), address("2001:db8::176")
@@ -54,7 +55,7 @@ def test_the_version_is_the_addresss() -> None:
 @pytest.mark.parametrize(
     ("error", "make"),
     [
-        (ConfigError, lambda: ServiceKey.of(132, VIP, 80)),
+        (ConfigError, lambda: ServiceKey.of(50, VIP, 80)),
         (ConfigError, lambda: ServiceKey.of(TCP, VIP + b"1", 80)),
         (ConfigError, lambda: ServiceKey.of(TCP, b"", 80)),
         (OutOfRange, lambda: ServiceKey.of(TCP, VIP, -1)),

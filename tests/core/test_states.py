@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from lvskit.core import states
@@ -52,54 +50,30 @@ def event_of(flags: int) -> str | None:
 
 
 @pytest.mark.parametrize("direction", ["INPUT", "OUTPUT", "INPUT_ONLY"])
-@pytest.mark.parametrize("state", range(11), ids=states.NAMES)
+@pytest.mark.parametrize("state", range(11), ids=states.TCP.names)
 def test_every_transition_for_every_flags_byte(direction: str, state: int) -> None:
-    table = getattr(states, direction)
+    table = getattr(states.TCP, direction.lower())
     for flags in range(256):
         event = event_of(flags)
         wanted = "CLOSE" if event is None else WORDS[ROWS[direction, event][state]]
-        assert states.NAMES[table[state][flags]] == wanted, f"flags {flags:#04x}"
+        assert states.TCP.names[table[state][flags]] == wanted, f"flags {flags:#04x}"
 
 
 def test_names_and_numbers() -> None:
     """The numbers go over the wire of the kernel's sync protocol."""
-    assert list(states.NAMES) == [WORDS[column] for column in COLUMNS]
-    assert states.NAMES[states.SYNACK] == "SYNACK"
+    assert list(states.TCP.names) == [WORDS[column] for column in COLUMNS]
+    assert states.TCP.names[states.SYNACK] == "SYNACK"
     active = {"ESTABLISHED", "SYN_SENT", "SYN_RECV", "SYNACK"}
-    assert {states.NAMES[state] for state in states.ACTIVE} == active
-    assert {states.NAMES[state] for state in states.HALF_OPEN} == {"SYN_RECV", "SYNACK"}
+    assert {states.TCP.names[state] for state in states.TCP.active} == active
+    assert {states.TCP.names[state] for state in states.HALF_OPEN} == {"SYN_RECV", "SYNACK"}
 
 
 def test_steady_is_what_changes_nothing_and_is_no_syn() -> None:
     """The short cut may be taken only where neither table moves the state."""
     for state in range(11):
         for flags in range(256):
-            stays = states.INPUT[state][flags] == states.INPUT_ONLY[state][flags] == state
+            stays = states.TCP.input[state][flags] == states.TCP.input_only[state][flags] == state
             assert states.STEADY[state][flags] == (stays and not flags & 0x02)
-
-
-def test_default_timeouts() -> None:
-    timeouts = states.Timeouts()
-    assert dict(zip(states.NAMES, timeouts.tcp, strict=True)) == SECONDS
-    assert timeouts.udp == 300
-
-
-@pytest.mark.parametrize(
-    ("given", "wanted"),
-    [
-        ((0, 0, 0), (900, 120, 300)),
-        ((50, 0, 0), (50, 120, 300)),
-        ((0, 60, 0), (900, 60, 300)),
-        ((0, 0, 70), (900, 120, 70)),
-        ((1, 2, 3), (1, 2, 3)),
-    ],
-)
-def test_set_changes_three_timeouts_and_0_keeps_one(given: Any, wanted: Any) -> None:
-    timeouts, before = states.Timeouts(), states.Timeouts()
-    timeouts.set(*given)
-    assert (timeouts.tcp[states.ESTABLISHED], timeouts.tcp[states.FIN_WAIT], timeouts.udp) == wanted
-    for state in set(range(11)) - {states.ESTABLISHED, states.FIN_WAIT}:
-        assert timeouts.tcp[state] == before.tcp[state]
 
 
 def test_names_that_listings_show(server: RealServer) -> None:

@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-from lvskit.core.service import ServiceKey
 from lvskit.datapath.live import LiveOptions
 from lvskit.datapath.live.netlink import (
     Message,
@@ -24,6 +23,7 @@ from lvskit.datapath.live.netlink import (
 from lvskit.datapath.live.nfqueue import PacketQueue, Queued, _whole
 from lvskit.datapath.live.rules import contents
 from lvskit.datapath.live.sender import fragment_v6
+from lvskit.settings import ServiceKey
 
 VIP = bytes((10, 0, 0, 2))
 VIP6 = bytes.fromhex("fd00") + bytes(13) + b"\2"

@@ -28,10 +28,10 @@ from typing import Any
 import pytest
 
 from lvskit import Director, load_plugins
-from lvskit.core.service import ServerSettings, ServiceKey, ServiceSettings
 from lvskit.datapath.live import LiveDatapath, LiveOptions, remove_rules
 from lvskit.datapath.live.routes import PathErrors, Routes
 from lvskit.errors import DatapathError
+from lvskit.settings import ServerSettings, ServiceKey, ServiceSettings
 
 pytestmark = pytest.mark.integration
 

@@ -8,7 +8,7 @@ from typing import Any
 from lvskit.config.ipvsadm.labels import PROTOCOLS, Labels, signed
 from lvskit.config.ipvsadm.rules import known_flags
 from lvskit.config.model import Server, ServerStatus, Service, ServiceStatus, Stats, parse_endpoint
-from lvskit.core.service import ServiceKey
+from lvskit.settings import ServiceKey
 from lvskit.types import PROTOCOL_NAMES
 
 METHODS = {"masq": "Masq", "local": "Local", "tunnel": "Tunnel", "droute": "Route"}

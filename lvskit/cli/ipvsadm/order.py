@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from lvskit.config.ipvsadm.labels import signed
 from lvskit.config.model import Server, Service, parse_endpoint
-from lvskit.core.service import ServiceKey
+from lvskit.settings import ServiceKey
 
 T = TypeVar("T")
 

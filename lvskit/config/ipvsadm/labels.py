@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from lvskit.config.names import Names
-from lvskit.core.service import ServiceKey
+from lvskit.settings import ServiceKey
 from lvskit.types import TCP, UDP
 
 PROTOCOLS = {TCP: "tcp", UDP: "udp"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lvskit.config.ipvsadm.labels import PROTOCOLS, Labels, signed
 from lvskit.config.ipvsadm.values import OWN_FLAGS, format_option
 from lvskit.config.model import Server, Service, parse_endpoint
-from lvskit.core.service import ServiceKey
+from lvskit.settings import ServiceKey
 
 METHODS = {"tunnel": "-i", "droute": "-g", "masq": "-m"}
 _OPTIONS = {"tcp": "-t", "udp": "-u"}

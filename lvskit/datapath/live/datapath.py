@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from lvskit.core.director import Director
-from lvskit.core.service import RealServer, ServiceKey
+from lvskit.core.service import RealServer
 from lvskit.datapath.live.nfqueue import ACCEPT, DROP, PacketLog, PacketQueue
 from lvskit.datapath.live.routes import PathErrors, Routes
 from lvskit.datapath.live.rules import Rules
 from lvskit.datapath.live.sender import Sender
 from lvskit.errors import DatapathError
+from lvskit.settings import ServiceKey
 from lvskit.types import Deliver, NotOurs, Reply, Route, Transmit
 
 _LOCAL: Final = "local"  # the forwarding method that delivers to this host's own sockets

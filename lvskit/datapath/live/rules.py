@@ -14,10 +14,10 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from lvskit.core.service import ServiceKey
 from lvskit.datapath.live import netlink, nftables
 from lvskit.datapath.live.netlink import Message, Netlink, Refused
 from lvskit.errors import DatapathError
+from lvskit.settings import ServiceKey
 from lvskit.types import ICMP, ICMPV6, TCP, UDP
 
 PRIORITY: Final = 99  # ip_vs_ops: LOCAL_IN at NF_IP_PRI_NAT_SRC - 1

@@ -13,7 +13,7 @@ import os
 import socket
 from typing import Final
 
-from lvskit.core.fragments import fragment
+from lvskit.datapath.fragments import fragment
 from lvskit.errors import DatapathError
 
 _BUFFER: Final = 1 << 23

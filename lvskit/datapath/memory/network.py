@@ -10,9 +10,9 @@ import ipaddress
 from collections import deque
 from collections.abc import Iterable
 
-from lvskit.core.fragments import fragment
 from lvskit.core.icmp import Refusal, refuse
 from lvskit.core.packet import Parsed, checksum, parse
+from lvskit.datapath.fragments import fragment
 from lvskit.datapath.memory import stack
 from lvskit.types import ICMP, ICMPV6, TCP, UDP, Route
 

@@ -25,8 +25,8 @@ from lvskit import (
     refuse,
 )
 from lvskit.core.connection import Connection
-from lvskit.core.fragments import fragment
 from lvskit.core.service import RealServer, VirtualService
+from lvskit.datapath.fragments import fragment
 from lvskit.testing import packets
 from lvskit.testing.packets import address
 

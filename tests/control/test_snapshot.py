@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 
 from lvskit import Connection, Director, Route, checksum, load_plugins
 from lvskit.control.api import Control
-from lvskit.core.connection import Connection as CoreConnection
-from lvskit.core.connection import Template
-from lvskit.core.snapshot import (
+from lvskit.control.snapshot import (
     ConnectionRecord,
     Part,
     Restorer,
@@ -21,6 +19,8 @@ from lvskit.core.snapshot import (
     TemplateRecord,
     export,
 )
+from lvskit.core.connection import Connection as CoreConnection
+from lvskit.core.connection import Template
 from lvskit.errors import LvskitError
 
 VIP = "192.168.1.176"

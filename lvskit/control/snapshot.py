@@ -79,7 +79,8 @@ def export(director: Director, now: float, size: int = 1000) -> Iterator[Part]:
     entries: list[Connection | Template] = [*table.retired]
     for templates in table.templates.values():
         entries += templates.values()
-    entries += [*table.tcp.values(), *table.udp.values()]
+    for connections in table.connections.values():
+        entries += connections.values()
     ranks = {connection: rank for rank, connection in enumerate(table.half_open, 1)}
     servers: dict[RealServer, int] = {}
     numbers: dict[Template | None, int] = {}
@@ -170,15 +171,17 @@ class Restorer:
     def _connection(self, record: ConnectionRecord) -> None:
         server, table = self._server(record), self._table.connections.get(record.protocol)
         deadline = self._start + record.remaining_s
-        states_there = len(states.NAMES) if record.protocol == TCP else 1
-        if server is None or table is None or not 0 <= record.state < states_there:
+        if server is None or table is None:
+            return
+        tables = states.TABLES[record.protocol]
+        if not 0 <= record.state < len(tables.names):
             return
         if record.key in table or deadline <= self._now:
             return
         connection = Connection(record.protocol, record.key, server, record.dport)
         connection.deadline, connection.two_way = deadline, record.two_way
         connection.state = record.state
-        connection.active = record.state in states.ACTIVE
+        connection.active = record.state in tables.active
         if connection.active:
             server.activeconns += 1
         else:
@@ -187,7 +190,7 @@ class Restorer:
             connection.template = self._templates[record.template]
         if connection.template is not None:
             connection.template.children += 1
-        if record.state in states.HALF_OPEN:
+        if record.protocol == TCP and record.state in states.HALF_OPEN:
             self._ranked.append((record.rank, connection))
         self._table.add(connection)
         self._director.wheel.schedule(connection)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers import inet
 
-from lvskit.core.fragments import fragment
+from lvskit.datapath.fragments import fragment
 from lvskit.testing import packets
 
 

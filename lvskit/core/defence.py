@@ -1,0 +1,90 @@
+"""Which entries and packets the defences give up while the director is under attack.
+
+Source: Linux net/netfilter/ipvs/ip_vs_conn.c (ip_vs_random_dropentry) and ip_vs_ctl.c
+(update_defense_level), by behaviour. The kernel counts free memory where lvskit counts free
+entries of its bounded table, and visits a random 1/32 of the table each second where lvskit visits
+the next 1/32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Final
+
+from lvskit.core import states
+from lvskit.core.connection import Connection, ConnectionTable, Template
+from lvskit.types import SCTP, TCP
+
+PERIOD_S: Final = 1.0
+_ROUND: Final = 32
+_GRACE_S: Final = 60.0
+_FEW: Final = 8
+
+
+class Defence:
+    """The memory of the defences.
+
+    Args:
+        now: the time.
+
+    Attributes:
+        due: when they look around next.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.due = now + PERIOD_S
+        self._round: Iterator[Connection | Template] = iter(())
+        self._share = 0
+        self._turns = dict.fromkeys(range(1, _FEW + 1), 0)
+        self._packets = 0
+
+    def drops_packet(self, rate: int) -> bool:
+        """Whether a packet that would open a connection is one in `rate` (0 = none) to drop."""
+        if not rate:
+            return False
+        self._packets -= 1
+        if self._packets > 0:
+            return False
+        self._packets = rate
+        return True
+
+    def condemned(self, table: ConnectionTable, now: float) -> Iterator[Connection | Template]:
+        """Yield the entries to drop among the next 1/32 of the table."""
+        turn = list(islice(self._round, self._share))
+        if not turn:
+            self._share = -(-len(table) // _ROUND)
+            self._round = iter(table)
+            turn = list(islice(self._round, self._share))
+        for entry in turn:
+            there = entry.slot is not None and entry.server.service.rules.drop_entry
+            if there and self._condemns(entry, now):
+                yield entry
+
+    def _condemns(self, entry: Connection | Template, now: float) -> bool:
+        if isinstance(entry, Template):
+            if entry.children:
+                return False
+            if entry.server.service.settings.one_packet:
+                return self._idle(entry, entry.timeout, now)
+            return not entry.assured
+        timeout = entry.server.rules.machines[entry.protocol].timeouts[entry.state]
+        if entry.protocol == TCP:
+            half_open, established = states.HALF_OPEN, states.ESTABLISHED
+        elif entry.protocol == SCTP:
+            half_open, established = states.SCTP_HALF_OPEN, states.SCTP_ESTABLISHED
+        else:
+            return self._idle(entry, timeout, now)
+        if entry.state == established:
+            return self._idle(entry, timeout, now)
+        return entry.state in half_open
+
+    def _idle(self, entry: Connection | Template, timeout: float, now: float) -> bool:
+        """Whether an entry without a packet for a minute, and with few in all, has its turn."""
+        if now + timeout < entry.deadline + _GRACE_S or not 1 <= entry.packets <= _FEW:
+            return False
+        self._turns[entry.packets] -= 1
+        if self._turns[entry.packets] > 0:
+            return False
+        self._turns[entry.packets] = entry.packets
+        return True

@@ -1,0 +1,122 @@
+"""ICMP errors: about a server's answers, about the director's own tunnels, about requests.
+
+Source: Linux net/netfilter/ipvs/ip_vs_core.c (ip_vs_in_icmp, ip_vs_in_icmp_v6, ip_vs_out_icmp), by
+behaviour. State and deadline of a connection stay as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from lvskit.core.connection import Connection
+from lvskit.core.icmp import Error, Refusal, answer_v4, read_error
+from lvskit.core.packet import Parsed, parse_quoted
+from lvskit.core.scheduling import FAULT, Scheduling
+from lvskit.errors import PluginError
+from lvskit.types import NOT_OURS, Counters, Drop, Reason, Reply, Verdict
+
+_LEAST_MTU: Final = 68  # RFC 791
+_TUNNELS: Final = frozenset({4, 17, 47})  # IPIP, UDP (GUE), GRE
+
+
+class Related(Scheduling):
+    """The part of the Director that knows what an ICMP error is about."""
+
+    def _receive_error(self, parsed: Parsed, packet: bytes, now: float, mark: int) -> Verdict:
+        """Return what to do with an ICMP message that is addressed to this host."""
+        error = read_error(packet, parsed)
+        if error is None:
+            return NOT_OURS
+        if parsed.version == 4 and error.quoted_protocol in _TUNNELS:
+            verdict = self._translate(error, now)
+            if verdict is not None:
+                return verdict
+        quoted = parse_quoted(error.quote)
+        if quoted is None or quoted.version != parsed.version:
+            return NOT_OURS
+        # The server answers the client directly, so it is the server that must learn of an MTU
+        # or an unreachable client.
+        asked = quoted.reversed()
+        connection = self._find(self.table.connections[asked.protocol], asked.flow.key, now)
+        if connection is not None:
+            return self._forward(connection, packet, is_error=True)
+        made = self._schedule(asked, packet, now, mark, related=True)
+        if not isinstance(made, Connection):
+            return made
+        verdict = self._forward(made, packet, is_error=True)
+        self._settle(made)
+        return verdict
+
+    def _translate(self, error: Error, now: float) -> Verdict | None:
+        """Answer an error about one of our own tunnel packets; None where it is about none.
+
+        The client is told what the router said about the tunnel, as if it were said about its own
+        packet, with an MTU that leaves room for the tunnel. The host's own stack learns of the MTU
+        by the same error, so what is answered here is for the host as well.
+        """
+        inner = self._unwrapped(error.quote)
+        if inner is None:
+            return None
+        sent = parse_quoted(inner)
+        if sent is None or not error.intact:
+            return NOT_OURS
+        connection = self._find(self.table.connections[sent.protocol], sent.flow.key, now)
+        if connection is None:
+            return NOT_OURS
+        rest = error.rest
+        if error.kind == Refusal.TOO_BIG.value[0]:
+            if not inner[6] & 0x40:
+                return NOT_OURS
+            # What the host has learnt outranks the router's word, which may be forged.
+            route = connection.server.route
+            mtu = route.mtu if route is not None else rest & 0xFFFF
+            outer = len(error.quote) - len(inner)
+            rest = mtu - outer if mtu > _LEAST_MTU + outer else mtu
+        answer = answer_v4(inner, error.kind, rest)
+        counters = self._counters(connection)
+        counters.outpkts += 2  # the kernel counts the request that it puts back, and its answer
+        counters.outbytes += len(inner) + len(answer)
+        return Reply(answer, Reason.TUNNEL_ERROR)
+
+    def _unwrapped(self, quote: bytes) -> bytes | None:
+        """Return what the tunnel packet carries that `quote` begins, if it is one of ours."""
+        target = quote[16:20]
+        for service in self.services:
+            for server in service.servers:
+                if server.address == target:
+                    unwrap = getattr(server.forwarders.get(server.settings.method), "unwrap", None)
+                    inner: bytes | None = unwrap(quote) if unwrap is not None else None
+                    if inner is not None:
+                        return inner
+        return None
+
+    def _counters(self, connection: Connection) -> Counters:
+        """Return where a connection's packets count: nowhere once its server is removed."""
+        server = connection.server
+        return server.counters if server.available else Counters()
+
+    def _forward(self, connection: Connection, packet: bytes, is_error: bool = False) -> Verdict:
+        """Count a packet and hand it to the connection's forwarder."""
+        counters = self._counters(connection)
+        counters.inpkts += 1
+        counters.inbytes += len(packet)
+        connection.packets += 1
+        try:
+            verdict = connection.transmit(connection, packet)
+        except Exception as err:  # a stranger's forwarder must not stop the director
+            return self._fault(connection, err)
+        if not isinstance(verdict, Reply):
+            return verdict
+        if is_error:  # RFC 1122, 3.2.2: no error is ever sent about an error
+            return Drop(verdict.reason)
+        if self.table.connections[connection.protocol].get(connection.key) is connection:
+            counters.outpkts += 1
+            counters.outbytes += len(verdict.packet)
+        return verdict
+
+    def _fault(self, connection: Connection, err: Exception) -> Verdict:
+        """Report what a forwarder raised; the packet is lost."""
+        name = connection.server.settings.method
+        text = f"forwarder {name!r} of {connection.server.name} raised {err!r}"
+        self._report(PluginError(text, plugin=name))
+        return FAULT
