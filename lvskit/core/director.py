@@ -7,20 +7,15 @@ net/netfilter/ipvs/ip_vs_core.c, by behaviour.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from lvskit.core import states
 from lvskit.core.connection import Connection
-from lvskit.core.icmp import read_error
-from lvskit.core.packet import Parsed, parse, parse_quoted
+from lvskit.core.packet import Parsed, parse
 from lvskit.core.related import Related
 from lvskit.core.scheduling import supersedes
-from lvskit.errors import PluginError
-from lvskit.records import Registry
-from lvskit.types import ICMP, ICMPV6, NOT_OURS, SCTP, TCP, UDP, Drop, Reason, Route, Verdict
+from lvskit.types import ICMP, ICMPV6, NOT_OURS, SCTP, TCP, UDP, Drop, Reason, Verdict
 
-DEFAULT_SIZE: Final = 65536
 _WHOLE: Final = frozenset({b"\0\0", b"\x40\0"})  # flags and offset: no fragment, with or without DF
 _MALFORMED: Final = Drop(Reason.MALFORMED)
 _FRAGMENT: Final = Drop(Reason.FRAGMENT)
@@ -47,19 +42,6 @@ class Director(Related):
         >>> director.receive(b"junk", now=0.0)
         Drop(reason=<Reason.MALFORMED: 'malformed'>)
     """
-
-    def __init__(
-        self,
-        registry: Registry,
-        routes: Callable[[bytes], Route | None],
-        *,
-        size: int = DEFAULT_SIZE,
-        now: float = 0.0,
-        report: Callable[[PluginError], None] = lambda error: None,
-    ) -> None:
-        super().__init__(registry, routes, size, now, report)
-
-    # --- packets ---
 
     def receive(self, packet: bytes, now: float, mark: int = 0) -> Verdict:
         """Return what to do with a packet that is addressed to this host.
@@ -154,38 +136,8 @@ class Director(Related):
         parsed = parse(packet)
         if parsed is None or parsed.fragment or not self.services.by_key:
             return NOT_OURS
-        error = parsed.protocol in (ICMP, ICMPV6)
-        if error:
-            told = read_error(packet, parsed)
-            asked = None if told is None else parse_quoted(told.quote)
-            if asked is None:
-                return NOT_OURS
-        else:
-            asked = parsed.reversed()
-        protocol = asked.protocol
-        if protocol not in self.table.connections:
-            return NOT_OURS
-        answering = asked.reversed().flow.key
-        connection = self._find(self.table.reverse[protocol], answering, now)
-        if connection is None:
-            connection = self._find(self.table.connections[protocol], asked.flow.key, now)
-            if connection is None or connection.reply is not None:
-                return NOT_OURS
-        verdict: Verdict = NOT_OURS
-        if connection.reply is not None:
-            try:
-                verdict = connection.reply(connection, packet)
-            except Exception as err:  # a stranger's forwarder must not stop the director
-                return self._fault(connection, err)
-        counters = self._counters(connection)
-        counters.outpkts += 1
-        counters.outbytes += parsed.length
-        if not error:
-            connection.two_way = True
-            if protocol == UDP and connection.template:
-                connection.template.assured = True
-            self._advance(connection, parsed.flags, now, inward=False)
-        return verdict
+        verdict = self._answer(parsed, packet, now)
+        return NOT_OURS if verdict is None else verdict
 
 
 def _is_first(parsed: Parsed) -> bool:

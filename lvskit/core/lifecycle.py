@@ -22,6 +22,7 @@ from lvskit.records import Registry
 from lvskit.settings import ServiceKey
 from lvskit.types import TCP, UDP, Route
 
+DEFAULT_SIZE: Final = 65536
 FIRST_S: Final = 3.0
 """How long a connection is kept that no packet of its own has moved to a state."""
 
@@ -39,9 +40,10 @@ class Lifecycle(Administration):
         self,
         registry: Registry,
         routes: Callable[[bytes], Route | None],
-        size: int,
-        now: float,
-        report: Callable[[PluginError], None],
+        *,
+        size: int = DEFAULT_SIZE,
+        now: float = 0.0,
+        report: Callable[[PluginError], None] = lambda error: None,
     ) -> None:
         super().__init__(registry, routes, size, report)
         self.wheel: Wheel[Connection | Template] = Wheel(now)

@@ -12,8 +12,9 @@ from lvskit.core.connection import Connection
 from lvskit.core.icmp import Error, Refusal, answer_v4, read_error
 from lvskit.core.packet import Parsed, parse_quoted
 from lvskit.core.scheduling import FAULT, Scheduling
+from lvskit.core.service import RealServer
 from lvskit.errors import PluginError
-from lvskit.types import NOT_OURS, Counters, Drop, Reason, Reply, Verdict
+from lvskit.types import ICMP, ICMPV6, NOT_OURS, UDP, Counters, Drop, Reason, Reply, Verdict
 
 _LEAST_MTU: Final = 68  # RFC 791
 _TUNNELS: Final = frozenset({4, 17, 47})  # IPIP, UDP (GUE), GRE
@@ -27,6 +28,9 @@ class Related(Scheduling):
         error = read_error(packet, parsed)
         if error is None:
             return NOT_OURS
+        answered = self._answer(parsed, packet, now)
+        if answered is not None:  # it is about a client's packet, not about a server's
+            return answered
         if parsed.version == 4 and error.quoted_protocol in _TUNNELS:
             verdict = self._translate(error, now)
             if verdict is not None:
@@ -58,7 +62,7 @@ class Related(Scheduling):
         if inner is None:
             return None
         sent = parse_quoted(inner)
-        if sent is None or not error.intact:
+        if sent is None or sent.version != 4 or not error.intact:
             return NOT_OURS
         connection = self._find(self.table.connections[sent.protocol], sent.flow.key, now)
         if connection is None:
@@ -80,15 +84,53 @@ class Related(Scheduling):
 
     def _unwrapped(self, quote: bytes) -> bytes | None:
         """Return what the tunnel packet carries that `quote` begins, if it is one of ours."""
-        target = quote[16:20]
         for service in self.services:
             for server in service.servers:
-                if server.address == target:
-                    unwrap = getattr(server.forwarders.get(server.settings.method), "unwrap", None)
-                    inner: bytes | None = unwrap(quote) if unwrap is not None else None
-                    if inner is not None:
-                        return inner
+                if server.address != quote[16:20]:
+                    continue
+                forwarder = server.forwarders.get(server.settings.method)
+                try:
+                    inner: bytes | None = getattr(forwarder, "unwrap", _nothing)(quote)
+                except Exception as err:
+                    self._report_forwarder(server, err)
+                    continue
+                if inner is not None:
+                    return inner
         return None
+
+    def _answer(self, parsed: Parsed, packet: bytes, now: float) -> Verdict | None:
+        """Carry a packet that is an answer to a client, or an error about what one has sent.
+
+        None where it belongs to no connection.
+        """
+        asked: Parsed | None = parsed.reversed()
+        is_error = parsed.protocol in (ICMP, ICMPV6)
+        if is_error:
+            error = read_error(packet, parsed)
+            asked = None if error is None else parse_quoted(error.quote)
+        if asked is None or asked.protocol not in self.table.connections:
+            return None
+        answer = asked.reversed().flow.key
+        connection = self._find(self.table.reverse[asked.protocol], answer, now)
+        if connection is None:
+            connection = self._find(self.table.connections[asked.protocol], asked.flow.key, now)
+            if connection is None or connection.reply is not None:
+                return None
+        verdict: Verdict = NOT_OURS
+        if connection.reply is not None:
+            try:
+                verdict = connection.reply(connection, packet)
+            except Exception as err:  # a stranger's forwarder must not stop the director
+                return self._fault(connection, err)
+        counters = self._counters(connection)
+        counters.outpkts += 1
+        counters.outbytes += parsed.length
+        if not is_error:
+            connection.two_way = True
+            if parsed.protocol == UDP and connection.template:
+                connection.template.assured = True
+            self._advance(connection, parsed.flags, now, inward=False)
+        return verdict
 
     def _counters(self, connection: Connection) -> Counters:
         """Return where a connection's packets count: nowhere once its server is removed."""
@@ -116,7 +158,14 @@ class Related(Scheduling):
 
     def _fault(self, connection: Connection, err: Exception) -> Verdict:
         """Report what a forwarder raised; the packet is lost."""
-        name = connection.server.settings.method
-        text = f"forwarder {name!r} of {connection.server.name} raised {err!r}"
-        self._report(PluginError(text, plugin=name))
+        self._report_forwarder(connection.server, err)
         return FAULT
+
+    def _report_forwarder(self, server: RealServer, err: Exception) -> None:
+        name = server.settings.method
+        text = f"forwarder {name!r} of {server.name} raised {err!r}"
+        self._report(PluginError(text, plugin=name))
+
+
+def _nothing(quote: bytes) -> None:
+    """Stand in for `unwrap` where a forwarder makes no tunnels."""

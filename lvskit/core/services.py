@@ -109,12 +109,11 @@ class ServiceTable:
             at = self._next_sweep
             kept = []
             for server in self.trash:
-                if server.referenced:
-                    kept.append(server)
-                elif server.idle_since is None:
-                    server.idle_since = at
-                    kept.append(server)
-                elif at < server.idle_since + TRASH_S:
-                    kept.append(server)
+                if not server.referenced:
+                    if server.idle_since is None:
+                        server.idle_since = at
+                    elif at >= server.idle_since + TRASH_S:
+                        continue
+                kept.append(server)
             self.trash = kept
             self._next_sweep = at + TRASH_S / 2 if kept else None

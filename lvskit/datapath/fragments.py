@@ -1,7 +1,6 @@
 """Split a datagram that is larger than the path's MTU, as the host's IP output would.
 
-Source: RFC 791 section 2.3, RFC 8200 section 4.5. Only a datagram without DF may be split;
-fragments of a client arrive whole, since a datapath stands behind the host's reassembly.
+Source: RFC 791 section 2.3. Only a datagram without DF may be split, or one that came in fragments.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 from lvskit.core.packet import checksum
 
 _MORE = 0x20
+_DF = 0x40
 
 
 def fragment(packet: bytes, mtu: int) -> list[bytes]:
@@ -30,7 +30,7 @@ def fragment(packet: bytes, mtu: int) -> list[bytes]:
         offset = start // 8
         head = bytearray(packet[:20])
         head[2:4] = (20 + len(piece)).to_bytes(2, "big")
-        head[6:8] = (more << 8 | offset).to_bytes(2, "big")
+        head[6:8] = ((packet[6] & _DF | more) << 8 | offset).to_bytes(2, "big")
         head[10:12] = b"\0\0"
         head[10:12] = checksum(bytes(head)).to_bytes(2, "big")
         parts.append(bytes(head) + piece)

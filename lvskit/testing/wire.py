@@ -127,11 +127,14 @@ def compare_to_sent(packet: bytes, sent: bytes) -> str | Tree | None:
     return {"as-sent-but": {"ttl": packet[at]}} if bytes(changed) == packet else None
 
 
-def emitted(packet: bytes, sent: bytes) -> Tree:
-    """Return how a recording lists `packet`, emitted after `sent` (empty: nothing) arrived."""
+def emitted(packet: bytes, next_hop: str, sent: bytes) -> Tree:
+    """Return how a recording lists `packet`, emitted after `sent` (empty: nothing) arrived.
+
+    `next_hop` is the address of the neighbour that it went to.
+    """
     fields = describe(packet)
     tunnelled = fields.get("proto") in _TUNNELS.values()
-    entry: Tree = {"next_hop": _next_hop(fields["dst"])}
+    entry: Tree = {"next_hop": _next_hop(next_hop)}
     entry["tunnelled_to"] = fields["dst"] if tunnelled else None
     if tunnelled and "inner" in fields:
         names = ("src", "dst", "tos", "ttl", "df", "len", "proto", "flow")

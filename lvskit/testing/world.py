@@ -8,12 +8,12 @@ from __future__ import annotations
 import io
 import ipaddress
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from lvskit.cli import lvsadm
 from lvskit.control.api import Control
 from lvskit.core.director import Director
-from lvskit.datapath.memory import DirectorHost, Host, Mark, Network
+from lvskit.datapath.memory import DirectorHost, Mark, Network
 from lvskit.errors import ConfigError, UnknownPlugin
 from lvskit.plugins import Plugins
 from lvskit.testing.kernel_timers import KernelClock
@@ -50,16 +50,38 @@ class Unsupported(Exception):
     """A scenario needs something that is not installed or not there yet: the reason."""
 
 
-class _Wire(Host):
-    """Everything beyond the director's interface: keeps what the director sends."""
+class World(Protocol):
+    """A director in the setting of a scenario, on some datapath."""
 
-    def __init__(self, network: Network) -> None:
-        super().__init__(network, ())
-        self.seen: list[bytes] = []
+    def set_time(self, now: float) -> None:
+        """Let time pass until `now`, seconds since the start."""
 
-    def input(self, packet: bytes) -> None:
-        """Keep `packet`."""
-        self.seen.append(packet)
+    def setting(self, name: str, value: object) -> None:
+        """Change one of the kernel's settings; `Unsupported` where that cannot be."""
+
+    def ipvsadm(self, argv: list[str], stdin: str) -> Tree:
+        """Run a command; return `rc`, `stdout`, `stderr`, and `refused`: why, if it was."""
+
+    def send(self, packet: bytes) -> list[Tree]:
+        """Let `packet` arrive; return what the director emits."""
+
+    def emitted(self) -> list[Tree]:
+        """Return what was emitted since the last call."""
+
+    def services(self) -> dict[str, dict[str, list[Any]]]:
+        """Return services and servers with their counts."""
+
+    def conns(self) -> list[Tree]:
+        """Return the connection table."""
+
+    def unpack(self) -> None:
+        """Let the director's host unpack IP in IP from now on."""
+
+    def timers_fired(self) -> bool:
+        """Whether any entry's time has come so far."""
+
+    def close(self) -> None:
+        """Take it all down."""
 
 
 class MemoryWorld:
@@ -74,7 +96,8 @@ class MemoryWorld:
     def __init__(self, scenario: Tree, plugins: Plugins, clock: KernelClock | None = None) -> None:
         setting = scenario["director"]
         self.network = Network()
-        self._wire = self.network.default = _Wire(self.network)
+        self._seen: list[tuple[bytes, str]] = []
+        self.network.stray = self._see
         self.host = DirectorHost(
             self.network, _ADDRESSES, gateway=_GATEWAY, mtu=setting.get("mtu", 1500)
         )
@@ -110,6 +133,11 @@ class MemoryWorld:
         """Let time pass until `now`, seconds since the start."""
         self.network.advance(now - self.network.now)
         self.director.expire(self.network.now)
+        self.host.expire()
+
+    def unpack(self) -> None:
+        """Let the director's host unpack IP in IP from now on."""
+        self.host.unpacks = True
 
     def setting(self, name: str, value: object) -> None:
         """Set one of the kernel's settings; a value that cannot be is ignored, as sysctl does."""
@@ -158,8 +186,11 @@ class MemoryWorld:
     def emitted(self, sent: bytes = b"") -> list[Tree]:
         """Return what was emitted since the last call."""
         self.network.run()
-        seen, self._wire.seen = self._wire.seen, []
-        return [emitted(packet, sent) for packet in seen]
+        seen, self._seen = self._seen, []
+        return [emitted(packet, next_hop, sent) for packet, next_hop in seen]
+
+    def _see(self, packet: bytes, next_hop: bytes) -> None:
+        self._seen.append((packet, str(ipaddress.ip_address(next_hop))))
 
     # --- what there is ---
 

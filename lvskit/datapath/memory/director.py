@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from lvskit.core.director import Director
 from lvskit.core.packet import Parsed, parse
+from lvskit.datapath.memory import stack
 from lvskit.datapath.memory.network import Host, Network
 from lvskit.datapath.memory.server import Services
 from lvskit.types import Deliver, NotOurs, Reply, Transmit
@@ -61,24 +62,47 @@ class DirectorHost(Host):
         self.marks = list(marks)
         self.services = services
 
-    def deliver(self, packet: bytes) -> None:
+    def deliver(self, packet: bytes, largest: int = 0) -> None:
         """Ask the Director what to do with a packet that is addressed to this host."""
         verdict = self.director.receive(packet, self.network.now, self._mark(packet))
-        if isinstance(verdict, Transmit | Reply):
-            super().send(verdict.packet)
+        if isinstance(verdict, Transmit):
+            self.transmit(verdict.packet, verdict.via, largest)
+        elif isinstance(verdict, Reply):
+            self.transmit(verdict.packet)
         elif isinstance(verdict, Deliver | NotOurs):
-            self.answer(packet)
+            self.answer(getattr(verdict, "packet", b"") or packet)
+        if self.learn(packet):
+            self.director.routes_changed()
+
+    def forward(self, packet: bytes) -> None:
+        """Send a packet for somebody else on its way; it may be a server's answer to a client."""
+        parsed = parse(packet)
+        largest = 0
+        if parsed is not None and parsed.fragment and len(self.director.services):
+            whole = self.reassembler.add(packet, self.network.now)
+            if whole is None:
+                return
+            packet, largest = whole.packet, whole.size
+        passed = stack.decremented(packet)
+        if passed is not None:
+            self._answer(passed, largest)
+
+    def send(self, packet: bytes) -> None:
+        """Send a packet of this host's own sockets, which the Director gets to know."""
+        self._answer(packet)
+
+    def _answer(self, packet: bytes, largest: int = 0) -> None:
+        verdict = self.director.replied(packet, self.network.now)
+        if isinstance(verdict, Transmit):
+            self.transmit(verdict.packet, verdict.via, largest)
+        elif isinstance(verdict, NotOurs):
+            self.transmit(packet, largest=largest)
 
     def tcp(self, packet: bytes, parsed: Parsed) -> bytes | None:
         """Answer as the host's own services say."""
         if self.services is None:
             return super().tcp(packet, parsed)
         return self.services.answer(packet, parsed)
-
-    def send(self, packet: bytes) -> None:
-        """Send a packet of this host's own sockets, which the Director gets to know."""
-        self.director.replied(packet, self.network.now)
-        super().send(packet)
 
     def _mark(self, packet: bytes) -> int:
         parsed = parse(packet)

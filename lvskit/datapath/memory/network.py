@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import ipaddress
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from lvskit.core.icmp import Refusal, refuse
-from lvskit.core.packet import Parsed, checksum, parse
+from lvskit.core.icmp import Refusal, answer_v4, read_error, refuse
+from lvskit.core.packet import Parsed, parse
 from lvskit.datapath.fragments import fragment
 from lvskit.datapath.memory import stack
+from lvskit.datapath.reassembly import Reassembler
 from lvskit.types import ICMP, ICMPV6, TCP, UDP, Route
 
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 _IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 _DF = 0x40
+_LEAST_PATH_MTU = 552  # Linux net.ipv4.route.min_pmtu
+_REASSEMBLY_TIME_EXCEEDED = (11, 1)
+_IP_IN_IP = frozenset({4, 41})
 _HANDLED = frozenset({ICMP, ICMPV6, TCP, UDP, 4, 41})  # protocols that are not refused
 
 
@@ -27,14 +31,14 @@ class Network:
 
     Attributes:
         now: monotonic seconds.
-        default: gets the packets whose next hop no host has.
+        stray: gets each packet whose next hop no host has, and the next hop.
     """
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.default: Host | None = None
+        self.stray: Callable[[bytes, bytes], None] = lambda packet, next_hop: None
         self._neighbours: dict[bytes, Host] = {}
-        self._wire: deque[tuple[Host, bytes]] = deque()
+        self._wire: deque[tuple[bytes, bytes]] = deque()
 
     def attach(self, host: Host, addresses: Iterable[bytes]) -> None:
         """Let `host` answer on the segment for `addresses` (packed)."""
@@ -43,15 +47,17 @@ class Network:
 
     def send(self, packet: bytes, next_hop: bytes) -> None:
         """Put `packet` on the wire towards the host that has `next_hop`."""
-        host = self._neighbours.get(next_hop, self.default)
-        if host is not None:
-            self._wire.append((host, packet))
+        self._wire.append((packet, next_hop))
 
     def run(self) -> None:
         """Carry packets until the wire is empty."""
         while self._wire:
-            host, packet = self._wire.popleft()
-            host.input(packet)
+            packet, next_hop = self._wire.popleft()
+            host = self._neighbours.get(next_hop)
+            if host is None:
+                self.stray(packet, next_hop)
+            else:
+                host.input(packet)
 
     def advance(self, seconds: float) -> None:
         """Let time pass."""
@@ -72,6 +78,8 @@ class Host:
     Attributes:
         local: networks whose every address is the host's own.
         unreachable: networks to which there is no way.
+        paths: path MTUs that differ from the link's, by destination.
+        unpacks: IP in IP is unpacked, and the packet inside taken as if from the wire.
     """
 
     def __init__(
@@ -91,6 +99,9 @@ class Host:
         self.local: list[_IPNetwork] = [ipaddress.ip_network(i.ip) for i in interfaces]
         self.local += [ipaddress.ip_network(address) for address in quiet]
         self.unreachable: list[_IPNetwork] = []
+        self.paths: dict[bytes, int] = {}
+        self.unpacks = False
+        self.reassembler = Reassembler()
         self.addresses = [i.ip.packed for i in interfaces]
         network.attach(self, self.addresses)
 
@@ -107,7 +118,8 @@ class Host:
             return None
         same = [own for own in self.addresses if len(own) == len(address)]
         # As Linux chooses: for IPv4 the first address, for IPv6 the one added last.
-        return Route(same[0 if len(address) == 4 else -1], self.mtu)
+        mtu = self.paths.get(address, self.mtu)
+        return Route(same[0 if len(address) == 4 else -1], mtu)
 
     def _next_hop(self, address: bytes) -> bytes | None:
         value = ipaddress.ip_address(address)
@@ -131,19 +143,31 @@ class Host:
             return
         if stack.source_routed(packet):
             return
-        if self.owns(parsed.dst):
+        if not self.owns(parsed.dst):
+            self.forward(packet)
+        elif not parsed.fragment:
             self.deliver(packet)
         else:
-            self._forward(packet)
+            whole = self.reassembler.add(packet, self.network.now)
+            if whole is not None:
+                self.deliver(whole.packet, whole.size)
 
-    def deliver(self, packet: bytes) -> None:
-        """Hand a packet that is addressed to this host to its own sockets."""
+    def deliver(self, packet: bytes, largest: int = 0) -> None:
+        """Hand a packet that is addressed to this host to its own sockets.
+
+        Args:
+            packet: a whole datagram.
+            largest: bytes of its largest fragment, if it came in fragments.
+        """
         self.answer(packet)
 
     def answer(self, packet: bytes) -> None:
         """Be the host's sockets: here all ports are closed, and pings are answered."""
         parsed = parse(packet)
-        if parsed is None or parsed.fragment:
+        if parsed is None:
+            return
+        if self.unpacks and parsed.protocol in _IP_IN_IP:
+            self.input(packet[parsed.offset :])
             return
         reply: bytes | None = None
         if parsed.protocol == TCP and stack.transport_intact(packet, parsed):
@@ -165,28 +189,54 @@ class Host:
         """Answer a UDP datagram: a closed port's ICMP error."""
         return refuse(packet, Refusal.PORT_UNREACHABLE).packet
 
-    def _forward(self, packet: bytes) -> None:
-        if packet[0] >> 4 != 4 or packet[8] <= 1:
-            return
-        head = bytearray(packet)
-        head[8] -= 1
-        head[10:12] = b"\0\0"
-        head[10:12] = checksum(bytes(head[: (head[0] & 15) * 4])).to_bytes(2, "big")
-        self.send(bytes(head))
+    def forward(self, packet: bytes) -> None:
+        """Send a packet for somebody else on its way, if it may live on."""
+        passed = stack.decremented(packet)
+        if passed is not None:
+            self.transmit(passed)
+
+    def expire(self) -> None:
+        """Give up datagrams whose fragments have not all come; tell those who sent the first."""
+        for first in self.reassembler.expired(self.network.now):
+            if first[0] >> 4 == 4 and self.owns(first[16:20]):
+                self.send(answer_v4(first, _REASSEMBLY_TIME_EXCEEDED, 0))
+
+    def learn(self, packet: bytes) -> bool:
+        """Take over the path MTU that an ICMP error tells (RFC 1191); True where it is news."""
+        parsed = parse(packet)
+        error = None if parsed is None or parsed.protocol != ICMP else read_error(packet, parsed)
+        if error is None or error.kind != Refusal.TOO_BIG.value[0] or len(error.quote) < 20:
+            return False
+        target, told = error.quote[16:20], max(error.rest & 0xFFFF, _LEAST_PATH_MTU)
+        if not self.owns(error.quote[12:16]) or told >= self.paths.get(target, self.mtu):
+            return False
+        self.paths[target] = told
+        return True
 
     # --- packets out ---
 
     def send(self, packet: bytes) -> None:
-        """Route a packet and put it on the wire, in fragments where it must and may be split."""
+        """Send a packet of this host's own sockets."""
+        self.transmit(packet)
+
+    def transmit(self, packet: bytes, via: bytes = b"", largest: int = 0) -> None:
+        """Route a packet and put it on the wire, in fragments where it must and may be split.
+
+        Args:
+            packet: a whole datagram.
+            via: packed address whose next hop carries it; empty = its destination.
+            largest: bytes of the largest fragment that it came in; no larger ones are sent.
+        """
         version = packet[0] >> 4
-        target = packet[16:20] if version == 4 else packet[24:40]
+        target = via or (packet[16:20] if version == 4 else packet[24:40])
         if self.owns(target):
             self.deliver(packet)
             return
         next_hop = self._next_hop(target)
         if next_hop is None:
             return
-        if len(packet) > self.mtu and (version == 6 or packet[6] & _DF):
+        mtu = min(self.paths.get(target, self.mtu), largest or self.mtu)
+        if len(packet) > mtu and not largest and (version == 6 or packet[6] & _DF):
             return
-        for part in fragment(packet, self.mtu):
+        for part in fragment(packet, mtu):
             self.network.send(part, next_hop)

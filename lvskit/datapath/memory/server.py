@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from lvskit.core.packet import Parsed, parse
+from lvskit.core.packet import Parsed
 from lvskit.datapath.memory import stack
 from lvskit.datapath.memory.network import Host, Network
-
-_IPIP = 4
-_IPV6 = 41
 
 
 class Services:
@@ -66,14 +63,7 @@ class RealServerHost(Host):
     ) -> None:
         super().__init__(network, addresses, gateway=gateway, quiet=vips)
         self.services = services
-
-    def deliver(self, packet: bytes) -> None:
-        """Unpack a tunnelled packet, or answer any other."""
-        parsed = parse(packet)
-        if parsed is not None and parsed.protocol in (_IPIP, _IPV6) and not parsed.fragment:
-            self.input(packet[parsed.offset :])
-        else:
-            self.answer(packet)
+        self.unpacks = True
 
     def tcp(self, packet: bytes, parsed: Parsed) -> bytes | None:
         """Answer as the services say."""

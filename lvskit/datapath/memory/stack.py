@@ -44,6 +44,19 @@ def source_routed(packet: bytes) -> bool:
     return False
 
 
+def decremented(packet: bytes) -> bytes | None:
+    """Return `packet` with its time to live one less; None where that ends it."""
+    at = 8 if packet[0] >> 4 == 4 else 7
+    if packet[at] <= 1:
+        return None
+    head = bytearray(packet)
+    head[at] -= 1
+    if at == 8:
+        head[10:12] = b"\0\0"
+        head[10:12] = checksum(bytes(head[: (head[0] & 15) * 4])).to_bytes(2, "big")
+    return bytes(head)
+
+
 def transport_intact(packet: bytes, parsed: Parsed) -> bool:
     """Whether the TCP or UDP checksum is right (0 in UDP over IPv4 means none)."""
     segment = packet[parsed.offset :]

@@ -1,0 +1,180 @@
+"""Put the fragments of datagrams together, as a host does before its sockets see them.
+
+Sources: RFC 791 section 3.2, RFC 8200 section 4.5, RFC 5722; Linux net/ipv4/ip_fragment.c and
+net/ipv6/reassembly.c, by behaviour: fragments that overlap give the datagram up, an exact copy is
+ignored, and what is incomplete after its time is forgotten. Bounded in bytes: while there are too
+many, the oldest datagram is given up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from lvskit.core.packet import checksum
+
+TIMEOUT_S: Final = {4: 30.0, 6: 60.0}
+"""How long an incomplete datagram is kept, by IP version."""
+_MOST_BYTES: Final = 4 << 20
+_LARGEST: Final = 65535
+_FRAGMENT_HEADER: Final = 44
+_EXTENSIONS: Final = frozenset({0, 43, 60})  # what may stand before the fragment header
+_DF: Final = 0x40
+
+
+@dataclass(slots=True)
+class Whole:
+    """A datagram put together.
+
+    Attributes:
+        packet: as if it had never been split.
+        size: of its largest fragment, bytes: what goes on shall be no larger.
+    """
+
+    packet: bytes
+    size: int
+
+
+@dataclass(slots=True)
+class _Queue:
+    deadline: float
+    version: int
+    parts: dict[int, bytes] = field(default_factory=dict)  # by offset
+    first: bytes = b""  # the whole first fragment
+    unfragmentable: bytes = b""  # the headers before the payload
+    end: int = -1  # length of the payload, once the last fragment has come
+    size: int = 0
+    df: int = 0
+    held: int = 0
+
+
+class Reassembler:
+    """Keeps fragments until their datagrams are whole.
+
+    Args:
+        limit: bytes of fragments that are kept at most.
+    """
+
+    def __init__(self, limit: int = _MOST_BYTES) -> None:
+        self._limit = limit
+        self._queues: dict[bytes, _Queue] = {}
+        self._held = 0
+
+    def add(self, packet: bytes, now: float) -> Whole | None:
+        """Take a fragment; return the datagram if it is whole now.
+
+        Args:
+            packet: an IPv4 or IPv6 datagram of which `lvskit.core.packet.parse` says that it is a
+                fragment.
+            now: the time.
+        """
+        if packet[0] >> 4 == 4:
+            return self._add_v4(packet, now)
+        return self._add_v6(packet, now)
+
+    def expired(self, now: float) -> list[bytes]:
+        """Forget what has waited too long; return the first fragments, which earn an error."""
+        late = [key for key, queue in self._queues.items() if now >= queue.deadline]
+        firsts = [self._queues[key].first for key in late]
+        for key in late:
+            self._forget(key)
+        return [first for first in firsts if first]
+
+    def _add_v4(self, packet: bytes, now: float) -> Whole | None:
+        size = (packet[0] & 15) * 4
+        length = packet[2] << 8 | packet[3]
+        word = packet[6] << 8 | packet[7]
+        offset, more = (word & 0x1FFF) * 8, bool(word & 0x2000)
+        key = packet[12:20] + packet[4:6] + packet[9:10]
+        queue = self._insert(key, 4, packet[:length], size, offset, more, now)
+        if queue is None:
+            return None
+        if offset == 0:
+            queue.unfragmentable = packet[:size]
+        if packet[6] & _DF:
+            queue.df = max(queue.df, length)
+        payload = self._complete(key, queue)
+        if payload is None:
+            return None
+        head = bytearray(queue.unfragmentable)
+        head[2:4] = (len(head) + len(payload)).to_bytes(2, "big")
+        # As if it had come with DF, where a fragment with DF was as large as any.
+        head[6:8] = bytes((_DF if queue.df == queue.size else 0, 0))
+        head[10:12] = b"\0\0"
+        head[10:12] = checksum(bytes(head)).to_bytes(2, "big")
+        return Whole(bytes(head) + payload, queue.size)
+
+    def _add_v6(self, packet: bytes, now: float) -> Whole | None:
+        length = 40 + (packet[4] << 8 | packet[5])
+        named, at = 6, 40  # where the next header is named, and where it is
+        while packet[named] in _EXTENSIONS:
+            named, at = at, at + (packet[at + 1] + 1) * 8
+        if packet[named] != _FRAGMENT_HEADER:
+            return None
+        word = packet[at + 2] << 8 | packet[at + 3]
+        offset, more = word & 0xFFF8, bool(word & 1)
+        key = packet[8:40] + packet[at + 4 : at + 8]
+        queue = self._insert(key, 6, packet[:length], at + 8, offset, more, now)
+        if queue is None:
+            return None
+        if offset == 0:
+            head = bytearray(packet[:at])
+            head[named] = packet[at]
+            queue.unfragmentable = bytes(head)
+        payload = self._complete(key, queue)
+        if payload is None:
+            return None
+        head = bytearray(queue.unfragmentable)
+        head[4:6] = (len(head) - 40 + len(payload)).to_bytes(2, "big")
+        return Whole(bytes(head) + payload, queue.size)
+
+    def _insert(
+        self, key: bytes, version: int, packet: bytes, at: int, offset: int, more: bool, now: float
+    ) -> _Queue | None:
+        """Keep the payload behind `at`; None where the fragment adds nothing, or ruins all."""
+        part = packet[at:]
+        queue = self._queues.get(key)
+        if queue is not None and now >= queue.deadline:
+            self._forget(key)
+            queue = None
+        if more:
+            part = part[: len(part) // 8 * 8]
+        end = offset + len(part)
+        if not part or end > _LARGEST:
+            self._forget(key)
+            return None
+        if queue is None:
+            queue = self._queues[key] = _Queue(now + TIMEOUT_S[version], version)
+        elif queue.parts.get(offset) == part:
+            return None
+        clash = any(
+            offset < other + len(there) and other < end for other, there in queue.parts.items()
+        )
+        beyond = queue.end >= 0 and (end > queue.end or (not more and end != queue.end))
+        short = not more and any(o + len(p) > end for o, p in queue.parts.items())
+        if clash or beyond or short:
+            self._forget(key)
+            return None
+        if not more:
+            queue.end = end
+        if offset == 0:
+            queue.first = packet
+        queue.parts[offset] = part
+        queue.size = max(queue.size, len(packet))
+        queue.held += len(packet)
+        self._held += len(packet)
+        while self._held > self._limit:
+            self._forget(next(iter(self._queues)))
+        return queue if key in self._queues else None
+
+    def _complete(self, key: bytes, queue: _Queue) -> bytes | None:
+        """Return the payload, if all of it is there, and forget its fragments."""
+        if queue.end < 0 or sum(map(len, queue.parts.values())) != queue.end:
+            return None
+        self._forget(key)
+        return b"".join(part for _, part in sorted(queue.parts.items()))
+
+    def _forget(self, key: bytes) -> None:
+        queue = self._queues.pop(key, None)
+        if queue is not None:
+            self._held -= queue.held
