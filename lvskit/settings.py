@@ -9,7 +9,7 @@ import dataclasses
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from lvskit.errors import ConfigError, NotUnicast, OutOfRange
 from lvskit.types import PROTOCOL_NAMES, SCTP, TCP, UDP
@@ -38,8 +38,7 @@ def check_endpoint(address: bytes, port: int) -> None:
         raise OutOfRange(f"port {port}; allowed: 0 to 65535")
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceKey:
+class ServiceKey(NamedTuple):
     """What identifies a virtual service: protocol, address and port, or a firewall mark.
 
     Attributes:

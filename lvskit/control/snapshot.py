@@ -160,10 +160,10 @@ class Restorer:
         template = Template(record.protocol, record.key, server, record.dport)
         template.deadline = self._start + record.remaining_s
         template.timeout, template.assured = record.timeout_s, record.assured
+        self._table.add_template(template)
         if record.retired:
+            del table[record.key]
             self._table.retired.add(template)
-        else:
-            table[record.key] = template
         server.persistconns += 1
         self._director.wheel.schedule(template)
         return template
@@ -181,7 +181,6 @@ class Restorer:
         connection = Connection(record.protocol, record.key, server, record.dport)
         connection.deadline, connection.two_way = deadline, record.two_way
         connection.state = record.state
-        connection.active = record.state in tables.active
         if connection.active:
             server.activeconns += 1
         else:

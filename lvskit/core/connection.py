@@ -67,7 +67,6 @@ class Connection:
         transmit: the forwarder's bound method; reply: that for answers, or None.
         template: the persistence template that it hangs on, or None.
         state: index into the names of its protocol's `states.Tables`; always 0 for UDP.
-        active: counted in the server's `activeconns`, else in `inactconns`.
         two_way: the server's packets pass here, so both directions drive the state.
         packets: a client's, so far.
         deadline: when it ends unless a packet comes.
@@ -75,7 +74,7 @@ class Connection:
     """
 
     __slots__ = (
-        "active", "deadline", "dport", "key", "packets", "protocol", "reply", "server", "slot",
+        "deadline", "dport", "key", "packets", "protocol", "reply", "server", "slot",
         "state", "template", "transmit", "two_way",
     )  # fmt: skip
 
@@ -88,7 +87,6 @@ class Connection:
         self.reply = server.reply
         self.template: Template | None = None
         self.state = states.NONE
-        self.active = False
         self.two_way = server.reply is not None
         self.packets = 0
         self.deadline = 0.0
@@ -98,6 +96,11 @@ class Connection:
     def flow(self) -> Flow:
         """Client and virtual address and port."""
         return unpack(self.protocol, self.key)
+
+    @property
+    def active(self) -> bool:
+        """Counted in the server's `activeconns`, else in `inactconns`."""
+        return self.state in states.TABLES[self.protocol].active
 
     @property
     def state_name(self) -> str:
@@ -139,14 +142,14 @@ class ConnectionTable:
         }
         self.retired: set[Template] = set()  # invalid templates that wait for their end
         self.half_open: dict[Connection, None] = {}  # an ordered set: the oldest is shed first
+        self._count = 0
         self.shed = 0
         self.refused = 0
         self.dropped = 0
         self.lost = 0
 
     def __len__(self) -> int:
-        count = len(self.tcp) + len(self.udp) + len(self.sctp) + len(self.retired)
-        return count + sum(map(len, self.templates.values()))
+        return self._count
 
     def __iter__(self) -> Iterator[Connection | Template]:
         """Iterate over a snapshot of everything in the table."""
@@ -159,15 +162,30 @@ class ConnectionTable:
 
     def add(self, connection: Connection) -> None:
         """Enter `connection` under its key."""
+        self._count += 1
         self.connections[connection.protocol][connection.key] = connection
         if connection.reply is not None:
             self.reverse[connection.protocol][_answer_key(connection)] = connection
+
+    def add_template(self, template: Template) -> None:
+        """Enter `template` under its key."""
+        self._count += 1
+        self.templates[template.protocol][template.key] = template
+
+    def remove_template(self, template: Template) -> None:
+        """Take `template` out, retired or not."""
+        self._count -= 1
+        if template in self.retired:
+            self.retired.remove(template)
+        else:
+            del self.templates[template.protocol][template.key]
 
     def remove(self, connection: Connection) -> None:
         """Take `connection` out."""
         table = self.connections[connection.protocol]
         if table.get(connection.key) is connection:
             del table[connection.key]
+            self._count -= 1
         if connection.reply is not None:
             reverse, key = self.reverse[connection.protocol], _answer_key(connection)
             if reverse.get(key) is connection:

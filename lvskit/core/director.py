@@ -51,35 +51,37 @@ class Director(Related):
             now: the time.
             mark: the firewall mark that the packet carries; 0 = none.
         """
-        found, timeout = None, 0.0
+        found, flags = None, 0
         try:
             # Bytes 12 to 24 of an IPv4 header without options and of the ports behind it are the
-            # flow's key; 33 are the TCP flags. A packet that changes more than the deadline, or
-            # that is not quite as it should be, gets no timeout here.
+            # flow's key; 33 are the TCP flags.
             if packet[0] == 0x45:
                 if packet[9] == TCP:
-                    found = self.table.tcp.get(packet[12:24])
-                    if found is not None and len(packet) >= 40:
-                        rules = found.server.rules
-                        if rules.steady[found.state][packet[33]]:
-                            timeout = rules.tcp.timeouts[found.state]
-                elif packet[9] == UDP and len(packet) >= 28:
+                    found, flags = self.table.tcp.get(packet[12:24]), packet[33]
+                elif packet[9] == UDP:
                     found = self.table.udp.get(packet[12:24])
-                    if found is not None:
-                        timeout = found.server.rules.udp.timeouts[0]
         except IndexError:
             pass  # too short for that: malformed, or a fragment
+        # What is not quite as it should be, or may open another connection, takes the long way.
         if (
             found is None
-            or not timeout
+            or flags & states.SYN
             or packet[6:8] not in _WHOLE
             or len(packet) != packet[2] << 8 | packet[3]
+            or (len(packet) < 40 and (found.protocol == TCP or len(packet) < 28))
             or now >= found.deadline
             or not found.server.available
             or not self.services.by_key
         ):
             return self._receive_any(packet, now, mark)
-        deadline = now + timeout
+        rules = found.server.rules
+        if found.protocol == UDP:
+            deadline = now + rules.udp.timeouts[0]
+        elif rules.steady[found.state][flags]:
+            deadline = now + rules.tcp.timeouts[found.state]
+        else:
+            self._advance(found, flags, now)
+            return self._forward(found, packet)
         if deadline < found.deadline:  # the timeout has been shortened
             self._keep_until(found, deadline)
         else:
@@ -101,7 +103,7 @@ class Director(Related):
             return NOT_OURS
         if parsed.fragment:
             return _FRAGMENT
-        connection = self._find(table, parsed.flow.key, now)
+        connection = self._find(table, parsed.key, now)
         if connection is not None and _is_first(parsed) and supersedes(parsed, connection):
             # A new connection of the same client reuses the ports of an old one.
             self._close(connection, "rescheduled")

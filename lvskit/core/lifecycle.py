@@ -54,15 +54,17 @@ class Lifecycle(Administration):
     def _open(
         self, service: VirtualService, parsed: Parsed, server: RealServer, dport: int, now: float
     ) -> Connection:
-        connection = Connection(parsed.protocol, parsed.flow.key, server, dport)
+        connection = Connection(parsed.protocol, parsed.key, server, dport)
         connection.deadline = now + FIRST_S
         server.inactconns += 1  # until its state says that it is active
         server.counters.conns += 1
         server.take()
-        self._load_changed(server)
+        if service.load_changed is not None:
+            self._load_changed(server)
         if not (service.settings.one_packet and parsed.protocol == UDP):
             self.table.add(connection)
-        self._tell(service.opened, connection)
+        if service.opened:
+            self._tell(service.opened, connection)
         return connection
 
     def _settle(self, connection: Connection) -> None:
@@ -104,8 +106,7 @@ class Lifecycle(Administration):
         if new == old:
             return
         active = new in tables.active
-        if active != connection.active:
-            connection.active = active
+        if active != (old in tables.active):
             change = 1 if active else -1
             server.activeconns += change
             server.inactconns -= change
@@ -149,22 +150,9 @@ class Lifecycle(Administration):
             connection.template.children -= 1
         self._tell(server.service.closed, connection, reason)
 
-    def _discard(self, entry: Connection | Template, reason: str) -> None:
-        """End an entry before its time, and with a connection its template, if only it used that.
-
-        A template that none of its connections has assured is not worth keeping for the next.
-        """
-        if isinstance(entry, Template):
-            self._drop_template(entry)
-            return
-        self._close(entry, reason)
-        template = entry.template
-        if template is not None and not template.children and not template.assured:
-            self._drop_template(template)
-
     def _drop_template(self, template: Template) -> None:
         self.wheel.forget(template)
-        persistence.drop(self.table, template)
+        self.table.remove_template(template)
         template.server.persistconns -= 1
         template.server.release()
         self._load_changed(template.server)
@@ -205,7 +193,7 @@ class Lifecycle(Administration):
 
     def expire(self, now: float) -> None:
         """End everything whose time has come; fold the statistics on their two-second grid."""
-        while (entry := self.wheel.due(now)) is not None:
+        while now >= self.wheel.soonest and (entry := self.wheel.due(now)) is not None:
             self.services.sweep(entry.deadline)  # by then, its server was referred to
             if isinstance(entry, Connection):
                 self._close(entry, "expired")
@@ -218,7 +206,8 @@ class Lifecycle(Administration):
         while now >= self.next_tick:
             self.tick(self.next_tick)
             self.next_tick += self.tick_s
-        self.services.sweep(now)
+        if now >= self.services.next_sweep:
+            self.services.sweep(now)
         while now >= self.defence.due:
             self._defend(self.defence.due)
 
@@ -230,7 +219,13 @@ class Lifecycle(Administration):
         if any(service.rules.drop_entry for service in self.services):
             for entry in self.defence.condemned(self.table, now):
                 self.table.dropped += 1
-                self._discard(entry, "dropped")
+                if isinstance(entry, Template):
+                    self._drop_template(entry)
+                    continue
+                self._close(entry, "dropped")
+                # What none of its connections has assured is not worth keeping for the next.
+                if entry.template and not entry.template.children and not entry.template.assured:
+                    self._drop_template(entry.template)
 
     def next_timer(self) -> float | None:
         """Return a time before which `expire` has nothing to end; None when nothing is kept."""

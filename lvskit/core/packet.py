@@ -29,6 +29,7 @@ class Parsed(NamedTuple):
         fragment: it is part of a larger datagram.
         sport, dport: ports of TCP, UDP and SCTP, else 0.
         flags: what moves the state (`states`): TCP's flags byte, SCTP's chunk type, else 0.
+        key: of the client's connection, if a client sent it; see `Flow.key`.
     """
 
     version: int
@@ -41,6 +42,7 @@ class Parsed(NamedTuple):
     sport: int = 0
     dport: int = 0
     flags: int = 0
+    key: bytes = b""
 
     @property
     def flow(self) -> Flow:
@@ -49,7 +51,9 @@ class Parsed(NamedTuple):
 
     def reversed(self) -> Parsed:
         """The fields that a packet the other way would have."""
-        return self._replace(src=self.dst, dst=self.src, sport=self.dport, dport=self.sport)
+        key = self.dst + self.src + self.key[-2:] + self.key[-4:-2]
+        src, dst, sport, dport = self.dst, self.src, self.dport, self.sport
+        return self._replace(src=src, dst=dst, sport=sport, dport=dport, key=key)
 
 
 def parse(packet: bytes) -> Parsed | None:
@@ -62,26 +66,29 @@ def parse(packet: bytes) -> Parsed | None:
         return None
     version = packet[0] >> 4
     if version == 4:
-        found = _ipv4(packet)
-    elif version == 6 and len(packet) >= 40:
-        found = _ipv6(packet)
-    else:
-        return None
-    if found is None or found.fragment or found.protocol not in _TRANSPORT_MINIMUM:
-        return found
-    at = found.offset
-    if found.length - at < _TRANSPORT_MINIMUM[found.protocol]:
+        return _ipv4(packet)
+    return _ipv6(packet) if version == 6 and len(packet) >= 40 else None
+
+
+def _transport(
+    packet: bytes, protocol: int, src: bytes, dst: bytes, offset: int, length: int
+) -> Parsed | None:
+    """Return the fields of a whole datagram; None where its transport header is cut short."""
+    version = packet[0] >> 4
+    least = _TRANSPORT_MINIMUM.get(protocol)
+    if least is None:
+        return Parsed(version, protocol, src, dst, offset, length, False)
+    if length - offset < least:
         return None
     flags = 0
-    if found.protocol == TCP:
-        flags = packet[at + 13]
-    elif found.protocol == SCTP:
-        flags = _chunk(packet[at + 12 : found.length])
-    return found._replace(
-        sport=packet[at] << 8 | packet[at + 1],
-        dport=packet[at + 2] << 8 | packet[at + 3],
-        flags=flags,
-    )
+    if protocol == TCP:
+        flags = packet[offset + 13]
+    elif protocol == SCTP:
+        flags = _chunk(packet[offset + 12 : length])
+    ports = packet[offset : offset + 4]
+    sport, dport = ports[0] << 8 | ports[1], ports[2] << 8 | ports[3]
+    key = src + dst + ports
+    return Parsed(version, protocol, src, dst, offset, length, False, sport, dport, flags, key)
 
 
 def _chunk(chunks: bytes) -> int:
@@ -112,8 +119,9 @@ def parse_quoted(quote: bytes) -> Parsed | None:
     ports = quote[offset : offset + 4]
     if later or offset < 20 or len(ports) < 4 or protocol not in _TRANSPORT_MINIMUM:
         return None
-    sport, dport = int.from_bytes(ports[:2], "big"), int.from_bytes(ports[2:], "big")
-    return Parsed(quote[0] >> 4, protocol, src, dst, offset, len(quote), False, sport, dport)
+    sport, dport = ports[0] << 8 | ports[1], ports[2] << 8 | ports[3]
+    version, length, key = quote[0] >> 4, len(quote), src + dst + ports
+    return Parsed(version, protocol, src, dst, offset, length, False, sport, dport, 0, key)
 
 
 def _ipv4(packet: bytes) -> Parsed | None:
@@ -121,8 +129,9 @@ def _ipv4(packet: bytes) -> Parsed | None:
     length = packet[2] << 8 | packet[3]
     if offset < 20 or not offset <= length <= len(packet):
         return None
-    fragment = bool(packet[6] & 0x3F or packet[7])  # more fragments, or an offset
-    return Parsed(4, packet[9], packet[12:16], packet[16:20], offset, length, fragment)
+    if packet[6] & 0x3F or packet[7]:  # more fragments, or an offset
+        return Parsed(4, packet[9], packet[12:16], packet[16:20], offset, length, True)
+    return _transport(packet, packet[9], packet[12:16], packet[16:20], offset, length)
 
 
 def _ipv6(packet: bytes) -> Parsed | None:
@@ -132,11 +141,11 @@ def _ipv6(packet: bytes) -> Parsed | None:
     protocol, offset, fragment = packet[6], 40, False
     for _ in range(_MAX_EXTENSIONS):
         if protocol not in _EXTENSIONS:
-            return Parsed(6, protocol, packet[8:24], packet[24:40], offset, length, fragment)
+            return _transport(packet, protocol, packet[8:24], packet[24:40], offset, length)
         if offset + 8 > length:
             return None
         if protocol == FRAGMENT_HEADER:
-            fragment = fragment or bool(packet[offset + 2] or packet[offset + 3] & 0xF9)
+            fragment = bool(packet[offset + 2] or packet[offset + 3] & 0xF9)
             size = 8
         elif protocol == 51:  # authentication header: in 4-byte units, less two
             size = (packet[offset + 1] + 2) * 4

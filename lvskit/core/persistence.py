@@ -63,11 +63,3 @@ def retire(table: ConnectionTable, template: Template) -> None:
     template.key = flow._replace(vport=_RETIRED_PORT).key
     template.dport = _RETIRED_PORT
     table.retired.add(template)
-
-
-def drop(table: ConnectionTable, template: Template) -> None:
-    """Take `template` out of the table."""
-    if template in table.retired:
-        table.retired.remove(template)
-    else:
-        del table.templates[template.protocol][template.key]

@@ -6,7 +6,7 @@ behaviour. State and deadline of a connection stay as they are.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from lvskit.core.connection import Connection
 from lvskit.core.icmp import Error, Refusal, answer_v4, read_error
@@ -41,7 +41,7 @@ class Related(Scheduling):
         # The server answers the client directly, so it is the server that must learn of an MTU
         # or an unreachable client.
         asked = quoted.reversed()
-        connection = self._find(self.table.connections[asked.protocol], asked.flow.key, now)
+        connection = self._find(self.table.connections[asked.protocol], asked.key, now)
         if connection is not None:
             return self._forward(connection, packet, is_error=True)
         made = self._schedule(asked, packet, now, mark, related=True)
@@ -64,7 +64,7 @@ class Related(Scheduling):
         sent = parse_quoted(inner)
         if sent is None or sent.version != 4 or not error.intact:
             return NOT_OURS
-        connection = self._find(self.table.connections[sent.protocol], sent.flow.key, now)
+        connection = self._find(self.table.connections[sent.protocol], sent.key, now)
         if connection is None:
             return NOT_OURS
         rest = error.rest
@@ -86,13 +86,13 @@ class Related(Scheduling):
         """Return what the tunnel packet carries that `quote` begins, if it is one of ours."""
         for service in self.services:
             for server in service.servers:
-                if server.address != quote[16:20]:
+                forwarder: Any = server.forwarders.get(server.settings.method)
+                if server.address != quote[16:20] or not hasattr(forwarder, "unwrap"):
                     continue
-                forwarder = server.forwarders.get(server.settings.method)
                 try:
-                    inner: bytes | None = getattr(forwarder, "unwrap", _nothing)(quote)
+                    inner: bytes | None = forwarder.unwrap(quote)
                 except Exception as err:
-                    self._report_forwarder(server, err)
+                    self._fault(server, err)
                     continue
                 if inner is not None:
                     return inner
@@ -110,10 +110,10 @@ class Related(Scheduling):
             asked = None if error is None else parse_quoted(error.quote)
         if asked is None or asked.protocol not in self.table.connections:
             return None
-        answer = asked.reversed().flow.key
+        answer = asked.reversed().key
         connection = self._find(self.table.reverse[asked.protocol], answer, now)
         if connection is None:
-            connection = self._find(self.table.connections[asked.protocol], asked.flow.key, now)
+            connection = self._find(self.table.connections[asked.protocol], asked.key, now)
             if connection is None or connection.reply is not None:
                 return None
         verdict: Verdict = NOT_OURS
@@ -121,7 +121,7 @@ class Related(Scheduling):
             try:
                 verdict = connection.reply(connection, packet)
             except Exception as err:  # a stranger's forwarder must not stop the director
-                return self._fault(connection, err)
+                return self._fault(connection.server, err)
         counters = self._counters(connection)
         counters.outpkts += 1
         counters.outbytes += parsed.length
@@ -146,7 +146,7 @@ class Related(Scheduling):
         try:
             verdict = connection.transmit(connection, packet)
         except Exception as err:  # a stranger's forwarder must not stop the director
-            return self._fault(connection, err)
+            return self._fault(connection.server, err)
         if not isinstance(verdict, Reply):
             return verdict
         if is_error:  # RFC 1122, 3.2.2: no error is ever sent about an error
@@ -156,16 +156,9 @@ class Related(Scheduling):
             counters.outbytes += len(verdict.packet)
         return verdict
 
-    def _fault(self, connection: Connection, err: Exception) -> Verdict:
+    def _fault(self, server: RealServer, err: Exception) -> Verdict:
         """Report what a forwarder raised; the packet is lost."""
-        self._report_forwarder(connection.server, err)
-        return FAULT
-
-    def _report_forwarder(self, server: RealServer, err: Exception) -> None:
         name = server.settings.method
         text = f"forwarder {name!r} of {server.name} raised {err!r}"
         self._report(PluginError(text, plugin=name))
-
-
-def _nothing(quote: bytes) -> None:
-    """Stand in for `unwrap` where a forwarder makes no tunnels."""
+        return FAULT

@@ -98,7 +98,7 @@ class Scheduling(Lifecycle):
             named = own_port and service.port != FTP
             template = Template(flow.protocol, flow.key, server, server.port if named else 0)
             template.timeout = float(service.settings.persistence_s)
-            self.table.templates[flow.protocol][flow.key] = template
+            self.table.add_template(template)
             server.persistconns += 1
             server.take()
         elif not self._make_room(1):

@@ -95,7 +95,8 @@ class VirtualService:
     """A virtual service: its servers, newest first, its scheduler, its counters.
 
     Attributes:
-        key: what identifies it.
+        key: what identifies it; protocol, address, port, fwmark, name: see
+            `lvskit.VirtualService`.
         settings: what it was told.
         servers: newest first, the kernel's order, which schedulers see.
         scheduler: the instance that chooses; load_changed, tick: its methods, or None where it
@@ -106,6 +107,8 @@ class VirtualService:
 
     def __init__(self, key: ServiceKey, rules: Rules = KERNEL) -> None:
         self.key = key
+        self.protocol, self.address, self.port, self.fwmark, _ = key
+        self.name = str(key)
         self.settings = ServiceSettings()
         self.servers: list[RealServer] = []
         self.scheduler: Scheduler
@@ -118,31 +121,6 @@ class VirtualService:
         self.closed: tuple[Callable[..., None], ...] = ()
         self._retired = Counters()  # of servers while they were here, less what they came with
         self.estimator = Estimator(Counters())
-
-    @property
-    def protocol(self) -> int:
-        """`TCP`, `UDP`, or 0 for a fwmark service."""
-        return self.key.protocol
-
-    @property
-    def address(self) -> bytes:
-        """The virtual address, packed."""
-        return self.key.address
-
-    @property
-    def port(self) -> int:
-        """The virtual port."""
-        return self.key.port
-
-    @property
-    def fwmark(self) -> int:
-        """The firewall mark, or 0."""
-        return self.key.fwmark
-
-    @property
-    def name(self) -> str:
-        """`TCP address:port` or `FWM mark` for people."""
-        return str(self.key)
 
     @property
     def counters(self) -> Counters:

@@ -6,6 +6,7 @@ Source: Linux net/netfilter/ipvs/ip_vs_ctl.c, by behaviour.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 from typing import Final
 
 from lvskit.core.service import RealServer, VirtualService
@@ -25,14 +26,14 @@ class ServiceTable:
 
     Attributes:
         by_key: the services.
-        trash: the deleted servers.
+        trash: the deleted servers; next_sweep: when it is looked through.
         retired: what passed through services that are gone.
     """
 
     def __init__(self) -> None:
         self.by_key: dict[ServiceKey, VirtualService] = {}
         self.trash: list[RealServer] = []
-        self._next_sweep: float | None = None
+        self.next_sweep = inf
         self.retired = Counters()
 
     def __iter__(self) -> Iterator[VirtualService]:
@@ -88,7 +89,7 @@ class ServiceTable:
     def discard(self, server: RealServer, now: float) -> None:
         """Remember a detached server: while connections refer to it, and for a while after."""
         if not self.trash:
-            self._next_sweep = now + TRASH_S / 2
+            self.next_sweep = now + TRASH_S / 2
         self.trash.append(server)
 
     def discarded(self, key: ServiceKey, address: bytes, port: int) -> RealServer | None:
@@ -105,8 +106,8 @@ class ServiceTable:
 
     def sweep(self, now: float) -> None:
         """Forget servers that nothing has referred to for long enough; run every half period."""
-        while self._next_sweep is not None and now >= self._next_sweep:
-            at = self._next_sweep
+        while now >= self.next_sweep:
+            at = self.next_sweep
             kept = []
             for server in self.trash:
                 if not server.referenced:
@@ -116,4 +117,4 @@ class ServiceTable:
                         continue
                 kept.append(server)
             self.trash = kept
-            self._next_sweep = at + TRASH_S / 2 if kept else None
+            self.next_sweep = at + TRASH_S / 2 if kept else inf

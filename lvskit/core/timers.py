@@ -8,6 +8,7 @@ under comes up, and files it again if the deadline has moved on. An entry whose 
 from __future__ import annotations
 
 import heapq
+from math import inf
 from typing import Generic, Protocol, TypeVar
 
 
@@ -29,6 +30,7 @@ class Wheel(Generic[T]):
 
     Attributes:
         fired: how many entries have come due.
+        soonest: nothing is due before.
     """
 
     def __init__(self, now: float) -> None:
@@ -38,10 +40,12 @@ class Wheel(Generic[T]):
         self._horizon = float(int(now))  # the end of the current slot
         self._serial = 0
         self.fired = 0
+        self.soonest = inf
 
     def schedule(self, entry: T) -> None:
         """File `entry` under its deadline; call again when the deadline has become earlier."""
         deadline = entry.deadline
+        self.soonest = min(self.soonest, deadline)
         if deadline < self._horizon:
             # Of equal deadlines the one filed last ends first, as in the kernel: a connection
             # before the template that it was made from, which must not outlive it.
@@ -73,6 +77,7 @@ class Wheel(Generic[T]):
                     return entry
                 self.schedule(entry)
             if not self._order or self._order[0] > now:
+                self.soonest = self.next() or inf
                 return None
             slot = heapq.heappop(self._order)
             self._horizon = slot + 1

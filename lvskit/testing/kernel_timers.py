@@ -10,6 +10,7 @@ explain all of a recording.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from statistics import linear_regression
 
 from lvskit.core.connection import Connection, Template
@@ -84,6 +85,7 @@ class KernelWheel(Wheel[Entry]):
         self._director = director
         self._jiffies = jiffies
         self._entries: dict[Entry, None] = {}
+        self.soonest = -inf  # each has to be asked
 
     def schedule(self, entry: Entry) -> None:
         """Keep `entry`."""

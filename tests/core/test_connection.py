@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lvskit import DELIVER, TCP, UDP, Flow, ServiceKey
 from lvskit.core.connection import Connection, ConnectionTable, Template, unpack
-from lvskit.core.persistence import drop, retire
+from lvskit.core.persistence import retire
 from lvskit.core.service import RealServer, VirtualService
 from lvskit.types import IP
 
@@ -77,19 +77,19 @@ def test_templates_count_as_entries_and_retired_ones_are_found_by_nobody(
     table = ConnectionTable(size=10)
     flow = Flow(IP, bytes([10, 0, 0, 0]), 0, bytes([0, 0, 0, 7]), 0)
     one, two = (Template(flow.protocol, flow.key, server, 80) for _ in range(2))
-    table.templates[IP][flow.key] = one
+    table.add_template(one)
     retire(table, one)
-    table.templates[IP][flow.key] = two
+    table.add_template(two)
     assert len(table) == 2
     assert set(table) == {one, two}
     assert one.flow == flow._replace(vport=65535)
     assert one.dport == 65535
     assert table.templates[IP] == {flow.key: two}
     retire(table, two)  # both have the same name now
-    drop(table, one)
+    table.remove_template(one)
     assert list(table) == [two]
-    drop(table, two)
+    table.remove_template(two)
     assert len(table) == 0
-    table.templates[IP][flow.key] = three = Template(flow.protocol, flow.key, server, 80)
-    drop(table, three)
+    table.add_template(three := Template(flow.protocol, flow.key, server, 80))
+    table.remove_template(three)
     assert len(table) == 0
