@@ -6,6 +6,7 @@ Every command checks everything first and then changes everything, or raises and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from lvskit.core.connection import ConnectionTable
 from lvskit.core.icmp import Refusal, refuse
@@ -110,6 +111,7 @@ class Administration:
             self._detach(service, server, now)
         self.services.remove(service)
         self._registry.notify("service_removed", service)
+        self._removed(service.rules)
 
     def clear(self, now: float) -> None:
         """Remove every service (``-C``)."""
@@ -227,6 +229,8 @@ class Administration:
     def remove_server(self, key: ServiceKey, address: bytes, port: int | None, now: float) -> None:
         """Remove a real server; packets of its connections are dropped until they end.
 
+        With the setting expire_nodest_conn they end at once.
+
         Raises:
             ServiceNotFound, ServerNotFound.
         """
@@ -234,6 +238,10 @@ class Administration:
         server = service.find(address, service.port if port is None else port)
         self._detach(service, server, now)
         self._tell_scheduler(service, "server_removed", server)
+        self._removed(service.rules)
+
+    def _removed(self, rules: Rules) -> None:
+        """Take note that servers have been removed for which `rules` held."""
 
     def _detach(self, service: VirtualService, server: RealServer, now: float) -> None:
         service.detach(server)
@@ -322,6 +330,11 @@ def _choice(settings: ServiceSettings) -> tuple[object, ...]:
     return settings.scheduler, dict(settings.options), settings.flags
 
 
-def _unreachable(connection: object, packet: bytes) -> Verdict:
-    """Answer for a server to which there is no route."""
-    return refuse(packet, Refusal.HOST_UNREACHABLE)
+def _unreachable(connection: Any, packet: bytes) -> Verdict:
+    """Answer for a server to which there was no route when the connection was bound to it."""
+    transmit = connection.server.transmit
+    if transmit is _unreachable:
+        return refuse(packet, Refusal.HOST_UNREACHABLE)
+    connection.transmit = transmit  # the server has been removed, and is back with a route
+    verdict: Verdict = transmit(connection, packet)
+    return verdict

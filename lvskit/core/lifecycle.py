@@ -19,7 +19,6 @@ from lvskit.core.stats import PERIOD_S
 from lvskit.core.timers import Wheel
 from lvskit.errors import PluginError
 from lvskit.records import Registry
-from lvskit.settings import ServiceKey
 from lvskit.types import TCP, UDP, Route
 
 DEFAULT_SIZE: Final = 65536
@@ -157,28 +156,7 @@ class Lifecycle(Administration):
         template.server.release()
         self._load_changed(template.server)
 
-    def remove_server(self, key: ServiceKey, address: bytes, port: int | None, now: float) -> None:
-        """Remove a real server; packets of its connections are dropped until they end.
-
-        With the setting expire_nodest_conn its connections end at once.
-
-        Raises:
-            ServiceNotFound, ServerNotFound.
-        """
-        super().remove_server(key, address, port, now)
-        self._flush(self.services.get(key).rules)
-
-    def remove_service(self, key: ServiceKey, now: float) -> None:
-        """Remove a service and its servers; their connections as in `remove_server`.
-
-        Raises:
-            ServiceNotFound: there is none.
-        """
-        rules = self.services.get(key).rules
-        super().remove_service(key, now)
-        self._flush(rules)
-
-    def _flush(self, rules: Rules) -> None:
+    def _removed(self, rules: Rules) -> None:
         """End the connections of removed servers, and templates without any, if `rules` say so."""
         if not rules.settings.expire_nodest_conn:
             return

@@ -14,7 +14,18 @@ from lvskit.core.packet import Parsed, parse_quoted
 from lvskit.core.scheduling import FAULT, Scheduling
 from lvskit.core.service import RealServer
 from lvskit.errors import PluginError
-from lvskit.types import ICMP, ICMPV6, NOT_OURS, UDP, Counters, Drop, Reason, Reply, Verdict
+from lvskit.types import (
+    ICMP,
+    ICMPV6,
+    NOT_OURS,
+    UDP,
+    Counters,
+    Drop,
+    Reason,
+    Reply,
+    Transmit,
+    Verdict,
+)
 
 _LEAST_MTU: Final = 68  # RFC 791
 _TUNNELS: Final = frozenset({4, 17, 47})  # IPIP, UDP (GUE), GRE
@@ -54,9 +65,8 @@ class Related(Scheduling):
     def _translate(self, error: Error, now: float) -> Verdict | None:
         """Answer an error about one of our own tunnel packets; None where it is about none.
 
-        The client is told what the router said about the tunnel, as if it were said about its own
-        packet, with an MTU that leaves room for the tunnel. The host's own stack learns of the MTU
-        by the same error, so what is answered here is for the host as well.
+        The client is told what the router said, as if about its own packet, with an MTU that leaves
+        room for the tunnel. The host's stack learns by the same error, so it is the host's as well.
         """
         inner = self._unwrapped(error.quote)
         if inner is None:
@@ -92,7 +102,7 @@ class Related(Scheduling):
                 try:
                     inner: bytes | None = forwarder.unwrap(quote)
                 except Exception as err:
-                    self._fault(server, err)
+                    self._fault(server, f"raised {err!r}")
                     continue
                 if inner is not None:
                     return inner
@@ -121,7 +131,7 @@ class Related(Scheduling):
             try:
                 verdict = connection.reply(connection, packet)
             except Exception as err:  # a stranger's forwarder must not stop the director
-                return self._fault(connection.server, err)
+                return self._fault(connection.server, f"raised {err!r}")
         counters = self._counters(connection)
         counters.outpkts += 1
         counters.outbytes += parsed.length
@@ -144,9 +154,13 @@ class Related(Scheduling):
         counters.inbytes += len(packet)
         connection.packets += 1
         try:
-            verdict = connection.transmit(connection, packet)
+            verdict: object = connection.transmit(connection, packet)
         except Exception as err:  # a stranger's forwarder must not stop the director
-            return self._fault(connection.server, err)
+            return self._fault(connection.server, f"raised {err!r}")
+        if type(verdict) is Transmit:
+            return verdict
+        if not isinstance(verdict, Verdict):
+            return self._fault(connection.server, f"returned {verdict!r}, which is no verdict")
         if not isinstance(verdict, Reply):
             return verdict
         if is_error:  # RFC 1122, 3.2.2: no error is ever sent about an error
@@ -156,9 +170,8 @@ class Related(Scheduling):
             counters.outbytes += len(verdict.packet)
         return verdict
 
-    def _fault(self, server: RealServer, err: Exception) -> Verdict:
-        """Report what a forwarder raised; the packet is lost."""
+    def _fault(self, server: RealServer, what: str) -> Verdict:
+        """Report what a forwarder did; the packet is lost."""
         name = server.settings.method
-        text = f"forwarder {name!r} of {server.name} raised {err!r}"
-        self._report(PluginError(text, plugin=name))
+        self._report(PluginError(f"forwarder {name!r} of {server.name} {what}", plugin=name))
         return FAULT
