@@ -7,7 +7,7 @@ one hash. Source: Linux net/netfilter/ipvs/ip_vs_conn.c, by behaviour.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from lvskit.core import states
 from lvskit.core.service import RealServer, Transmitter
@@ -122,7 +122,7 @@ class ConnectionTable:
         size: the most entries it holds, templates included.
         tcp, udp, sctp: connections by key; `connections`: those by protocol.
         reverse: by protocol, those whose servers' answers are rewritten; the key is that of the
-            server's packets.
+            server's packets, which two connections to two VIPs may share: newest first.
         shed: half-open connections that gave way to new ones since the start.
         refused: new connections that found no room since the start.
         dropped: entries given up by drop_entry since the start; lost: packets by drop_packet.
@@ -134,7 +134,7 @@ class ConnectionTable:
         self.udp: dict[bytes, Connection] = {}
         self.sctp: dict[bytes, Connection] = {}
         self.connections = {TCP: self.tcp, UDP: self.udp, SCTP: self.sctp}
-        self.reverse: dict[int, dict[bytes, Connection]] = {
+        self.reverse: dict[int, dict[bytes, tuple[Connection, ...]]] = {
             protocol: {} for protocol in self.connections
         }
         self.templates: dict[int, dict[bytes, Template]] = {
@@ -153,19 +153,17 @@ class ConnectionTable:
 
     def __iter__(self) -> Iterator[Connection | Template]:
         """Iterate over a snapshot of everything in the table."""
-        entries: list[Connection | Template] = []
-        for connections in self.connections.values():
-            entries += connections.values()
-        for templates in self.templates.values():
-            entries += templates.values()
-        return iter([*entries, *self.retired])
+        tables: Iterable[Mapping[bytes, Connection | Template]]
+        tables = (*self.connections.values(), *self.templates.values())
+        return iter([*(entry for table in tables for entry in table.values()), *self.retired])
 
     def add(self, connection: Connection) -> None:
         """Enter `connection` under its key."""
         self._count += 1
         self.connections[connection.protocol][connection.key] = connection
         if connection.reply is not None:
-            self.reverse[connection.protocol][_answer_key(connection)] = connection
+            reverse, key = self.reverse[connection.protocol], _answer_key(connection)
+            reverse[key] = connection, *reverse.get(key, ())
 
     def add_template(self, template: Template) -> None:
         """Enter `template` under its key."""
@@ -188,8 +186,9 @@ class ConnectionTable:
             self._count -= 1
         if connection.reply is not None:
             reverse, key = self.reverse[connection.protocol], _answer_key(connection)
-            if reverse.get(key) is connection:
-                del reverse[key]
+            rest = tuple(each for each in reverse.pop(key, ()) if each is not connection)
+            if rest:
+                reverse[key] = rest
         self.half_open.pop(connection, None)
 
 

@@ -14,22 +14,15 @@ from lvskit.types import ICMP, Reason, Reply
 
 
 class Refusal(enum.Enum):
-    """What a client is told; the value is (type, code) for IPv4 and for IPv6."""
+    """What a client is told; the value is (type, code) for IPv4 and for IPv6, and the reason."""
 
-    PORT_UNREACHABLE = ((3, 3), (1, 4))
-    HOST_UNREACHABLE = ((3, 1), (1, 3))
-    PROTOCOL_UNREACHABLE = ((3, 2), (4, 1))
-    TOO_BIG = ((3, 4), (2, 0))
-    TIME_EXCEEDED = ((11, 0), (3, 0))
+    PORT_UNREACHABLE = ((3, 3), (1, 4), Reason.NO_SERVER)
+    HOST_UNREACHABLE = ((3, 1), (1, 3), Reason.SERVER_UNREACHABLE)
+    PROTOCOL_UNREACHABLE = ((3, 2), (4, 1), Reason.NO_SERVER)
+    TOO_BIG = ((3, 4), (2, 0), Reason.TOO_BIG)
+    TIME_EXCEEDED = ((11, 0), (3, 0), Reason.TTL_EXCEEDED)
 
 
-_REASONS: Final = {
-    Refusal.PORT_UNREACHABLE: Reason.NO_SERVER,
-    Refusal.HOST_UNREACHABLE: Reason.SERVER_UNREACHABLE,
-    Refusal.PROTOCOL_UNREACHABLE: Reason.NO_SERVER,
-    Refusal.TOO_BIG: Reason.TOO_BIG,
-    Refusal.TIME_EXCEEDED: Reason.TTL_EXCEEDED,
-}
 _QUOTE_V4: Final = 576 - 20 - 8
 _QUOTE_V6: Final = 1280 - 40 - 8
 _ERRORS_V4: Final = frozenset({3, 4, 11})  # unreachable, source quench, time exceeded
@@ -45,11 +38,10 @@ def refuse(packet: bytes, refusal: Refusal, *, mtu: int = 0) -> Reply:
         refusal: what to say.
         mtu: for `Refusal.TOO_BIG`, the largest datagram that fits, in bytes.
     """
+    kind_v4, kind_v6, reason = refusal.value
     if packet[0] >> 4 == 4:
-        answer = answer_v4(packet, refusal.value[0], mtu)
-    else:
-        answer = _answer_v6(packet, refusal.value[1], mtu)
-    return Reply(answer, _REASONS[refusal])
+        return Reply(answer_v4(packet, kind_v4, mtu), reason)
+    return Reply(_answer_v6(packet, kind_v6, mtu), reason)
 
 
 def answer_v4(packet: bytes, kind: tuple[int, int], rest: int) -> bytes:

@@ -22,8 +22,7 @@ from lvskit.records import Registry
 from lvskit.types import TCP, UDP, Route
 
 DEFAULT_SIZE: Final = 65536
-FIRST_S: Final = 3.0
-"""How long a connection is kept that no packet of its own has moved to a state."""
+FIRST_S: Final = 3.0  # of a connection that no packet of its own has moved to a state
 
 
 class Lifecycle(Administration):

@@ -99,7 +99,7 @@ def _chunk(chunks: bytes) -> int:
     if chunks[0] in states.COOKIE_CHUNKS and size >= 4:
         behind = chunks[size + 3 & ~3 :]
         if len(behind) >= 4 and behind[0] == states.ABORT_CHUNK:
-            return states.ABORT_CHUNK
+            return states.BUNDLED_ABORT
     return chunks[0]
 
 

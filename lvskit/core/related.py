@@ -94,11 +94,10 @@ class Related(Scheduling):
 
     def _unwrapped(self, quote: bytes) -> bytes | None:
         """Return what the tunnel packet carries that `quote` begins, if it is one of ours."""
-        for service in self.services:
-            for server in service.servers:
-                forwarder: Any = server.forwarders.get(server.settings.method)
-                if server.address != quote[16:20] or not hasattr(forwarder, "unwrap"):
-                    continue
+        servers = (server for service in self.services for server in service.servers)
+        for server in servers:
+            forwarder: Any = server.forwarders.get(server.settings.method)
+            if server.address == quote[16:20] and hasattr(forwarder, "unwrap"):
                 try:
                     inner: bytes | None = forwarder.unwrap(quote)
                 except Exception as err:
@@ -109,29 +108,29 @@ class Related(Scheduling):
         return None
 
     def _answer(self, parsed: Parsed, packet: bytes, now: float) -> Verdict | None:
-        """Carry a packet that is an answer to a client, or an error about what one has sent.
-
-        None where it belongs to no connection.
-        """
+        """Carry an answer to a client, or an error about a request; None where it is neither."""
         asked: Parsed | None = parsed.reversed()
         is_error = parsed.protocol in (ICMP, ICMPV6)
         if is_error:
             error = read_error(packet, parsed)
             asked = None if error is None else parse_quoted(error.quote)
-        if asked is None or asked.protocol not in self.table.connections:
+        known = asked and self.table.connections.get(asked.protocol)
+        if asked is None or known is None or asked.version != parsed.version:
             return None
-        answer = asked.reversed().key
-        connection = self._find(self.table.reverse[asked.protocol], answer, now)
-        if connection is None:
-            connection = self._find(self.table.connections[asked.protocol], asked.key, now)
-            if connection is None or connection.reply is not None:
-                return None
+        if now >= self.wheel.soonest:
+            self.expire(now)
+        rewritten = self.table.reverse[asked.protocol].get(asked.reversed().key)
+        connection = rewritten[0] if rewritten else known.get(asked.key)
         verdict: Verdict = NOT_OURS
+        if connection is None or (connection.reply is not None and not rewritten):
+            return None
         if connection.reply is not None:
             try:
                 verdict = connection.reply(connection, packet)
             except Exception as err:  # a stranger's forwarder must not stop the director
                 return self._fault(connection.server, f"raised {err!r}")
+        if isinstance(verdict, Drop):
+            return verdict
         counters = self._counters(connection)
         counters.outpkts += 1
         counters.outbytes += parsed.length

@@ -16,7 +16,7 @@ from lvskit.core.lifecycle import Lifecycle
 from lvskit.core.packet import Parsed
 from lvskit.core.service import RealServer, VirtualService
 from lvskit.core.services import FTP, FTP_DATA
-from lvskit.errors import PluginError
+from lvskit.errors import ConfigError, PluginError
 from lvskit.settings import Settings
 from lvskit.types import NOT_OURS, SCTP, TCP, Drop, Reason, Verdict
 
@@ -40,15 +40,12 @@ class Scheduling(Lifecycle):
         service = self.services.match(
             parsed.protocol, parsed.dst, parsed.dport, mark, parsed.version
         )
+        if parsed.protocol == SCTP and parsed.flags == states.NO_CHUNK:
+            return _MALFORMED
         if service is None:
             return NOT_OURS
         settings = service.rules.settings
-        if related:
-            if not settings.schedule_icmp:
-                return NOT_OURS
-        elif parsed.protocol == SCTP and parsed.flags == states.NO_CHUNK:
-            return _MALFORMED
-        elif not _opens(parsed, settings):
+        if not (settings.schedule_icmp if related else _opens(parsed, settings)):
             return NOT_OURS
         if self.defence.drops_packet(service.rules.drop_rate):
             self.table.lost += 1
@@ -61,10 +58,12 @@ class Scheduling(Lifecycle):
                 made = self._schedule_persistent(service, parsed, now)
             else:
                 made = self._schedule_once(service, parsed, now)
+            if made is None:
+                return self._leave(service, parsed, packet, now, related)
         except PluginError as err:
             self._report(err)
             return FAULT
-        return self._leave(service, parsed, packet, now, related) if made is None else made
+        return made
 
     def _schedule_once(
         self, service: VirtualService, parsed: Parsed, now: float
@@ -149,12 +148,20 @@ class Scheduling(Lifecycle):
 
     def _open_bypass(self, service: VirtualService, parsed: Parsed, now: float) -> Connection:
         """Return a connection that takes its packets on to where the client sends them."""
-        beside = VirtualService(service.key, service.rules)  # of which no scheduler knows
-        beside.settings = service.settings
-        nobody = RealServer(beside, parsed.dst, 0)
-        self._bind(nobody, BYPASS)
-        nobody.address = bytes(len(parsed.dst))  # as listings have it
-        return self._open(beside, parsed, nobody, 0, now)
+        if service.beside is None:
+            service.beside = VirtualService(service.key, service.rules)
+            service.beside.attach(RealServer(service.beside, bytes(len(parsed.dst)), 0))
+        service.beside.settings = service.settings
+        (nobody,) = service.beside.servers
+        target = RealServer(service.beside, parsed.dst, 0)
+        try:
+            self._bind(target, BYPASS)
+        except ConfigError as err:
+            raise PluginError(str(err), plugin=BYPASS.method) from err
+        nobody.transmit = target.transmit
+        connection = self._open(service.beside, parsed, nobody, 0, now)
+        connection.two_way = True
+        return connection
 
 
 def _opens(parsed: Parsed, settings: Settings) -> bool:

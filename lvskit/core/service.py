@@ -102,6 +102,7 @@ class VirtualService:
         scheduler: the instance that chooses; load_changed, tick: its methods, or None where it
             does not want to know.
         overrides: settings that are its own; rules: all that hold for it.
+        beside: what stands for it where packets pass it by (the setting cache_bypass).
         opened, state_changed, closed: the bound methods of its connection observers.
     """
 
@@ -115,6 +116,7 @@ class VirtualService:
         self.load_changed: Callable[[RealServer], None] | None = None
         self.tick: Callable[[float], None] | None = None
         self.overrides: dict[str, int] = {}
+        self.beside: VirtualService | None = None
         self.rules = rules
         self.opened: tuple[Callable[..., None], ...] = ()
         self.state_changed: tuple[Callable[..., None], ...] = ()
@@ -143,6 +145,8 @@ class VirtualService:
         self.rules = rules
         for server in self.servers:
             server.rules = rules
+        if self.beside is not None:
+            self.beside.rule(rules)
 
     def observe(self, observers: list[ConnectionObserver]) -> None:
         """Bind the methods that each of `observers` has."""

@@ -20,8 +20,9 @@ FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 INIT_CHUNK: Final = 1
 ABORT_CHUNK: Final = 6
 COOKIE_CHUNKS: Final = frozenset({10, 11})
-NO_CHUNK: Final = 256
-"""What stands for the chunk type where an SCTP packet has no chunk: it changes no state."""
+NO_CHUNK, BUNDLED_ABORT = 256, 257
+"""What stands for the chunk type where an SCTP packet has no chunk, which changes no state, and
+where an ABORT follows its first."""
 SCTP_HALF_OPEN: Final = frozenset({1, 2})
 SCTP_ESTABLISHED: Final = 8
 SCTP_CLOSED: Final = 13
@@ -181,9 +182,10 @@ def _sctp(*rows: str) -> Transitions:
     COMPLETE, ERROR, ABORT.
     """
     events = [[_SCTP_SHORT.index(word) for word in row.split()] for row in rows]
+    abort = events[_SCTP_EVENTS[ABORT_CHUNK]]
     return tuple(
-        bytes([*(events[_SCTP_EVENTS.get(kind, _SCTP_DATA)][state] for kind in range(256)), state])
-        for state in range(len(_SCTP_SHORT))
+        (*(events[_SCTP_EVENTS.get(kind, _SCTP_DATA)][state] for kind in range(256)), state, after)
+        for state, after in enumerate(abort)
     )
 
 

@@ -68,10 +68,10 @@ class Wheel(Generic[T]):
         """Take out and return one entry whose deadline is at or before `now`, or None."""
         while True:
             while self._current and self._current[0][0] <= now:
-                _, filing, entry = heapq.heappop(self._current)
+                deadline, filing, entry = heapq.heappop(self._current)
                 if entry.slot != filing:
                     continue  # forgotten, or filed again
-                if entry.deadline <= now:
+                if entry.deadline == deadline:
                     entry.slot = None
                     self.fired += 1
                     return entry

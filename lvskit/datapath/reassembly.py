@@ -1,13 +1,15 @@
 """Put the fragments of datagrams together, as a host does before its sockets see them.
 
 Sources: RFC 791 section 3.2, RFC 8200 section 4.5, RFC 5722; Linux net/ipv4/ip_fragment.c and
-net/ipv6/reassembly.c, by behaviour: fragments that overlap give the datagram up, an exact copy is
-ignored, and what is incomplete after its time is forgotten. Bounded in bytes: while there are too
-many, the oldest datagram is given up.
+net/ipv4/inet_fragment.c, by behaviour: fragments that overlap give the datagram up, one that lies
+within what came in order is ignored, and what is incomplete after its time is forgotten. Bounded
+in bytes: while there are too many, the oldest datagram is given up.
 """
 
 from __future__ import annotations
 
+import enum
+from bisect import insort
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,7 +18,8 @@ from lvskit.core.packet import checksum
 TIMEOUT_S: Final = {4: 30.0, 6: 60.0}
 """How long an incomplete datagram is kept, by IP version."""
 _MOST_BYTES: Final = 4 << 20
-_LARGEST: Final = 65535
+_LARGEST_V4: Final = 65535
+_LARGEST_V6: Final = 65535 + 40
 _FRAGMENT_HEADER: Final = 44
 _EXTENSIONS: Final = frozenset({0, 43, 60})  # what may stand before the fragment header
 _DF: Final = 0x40
@@ -35,17 +38,53 @@ class Whole:
     size: int
 
 
+class _Place(enum.Enum):
+    """What a fragment is to those that came before."""
+
+    NEW, TWICE, OVERLAP = range(3)
+
+
 @dataclass(slots=True)
 class _Queue:
+    """The fragments of one datagram.
+
+    Attributes:
+        deadline: when it is given up.
+        parts: payloads by offset.
+        runs: [start, end] of what is there; one grows only while its fragments come in order.
+        first: the whole first fragment; unfragmentable: the headers before the payload.
+        end: the end of what is known of; whole: that is the datagram's.
+        size: of the largest fragment; df: of the largest that had DF; held: of all.
+    """
+
     deadline: float
-    version: int
-    parts: dict[int, bytes] = field(default_factory=dict)  # by offset
-    first: bytes = b""  # the whole first fragment
-    unfragmentable: bytes = b""  # the headers before the payload
-    end: int = -1  # length of the payload, once the last fragment has come
+    parts: dict[int, bytes] = field(default_factory=dict)
+    runs: list[list[int]] = field(default_factory=list)
+    first: bytes = b""
+    unfragmentable: bytes = b""
+    end: int = 0
+    whole: bool = False
     size: int = 0
     df: int = 0
     held: int = 0
+
+    def place(self, offset: int, end: int) -> _Place:
+        """Enter a fragment among the runs, if it is new."""
+        last = self.runs[-1] if self.runs else [0, 0]
+        if self.runs and end <= last[1]:
+            for start, stop in self.runs:
+                if start <= offset and end <= stop:
+                    return _Place.TWICE
+                if offset < stop and start < end:
+                    return _Place.OVERLAP
+            insort(self.runs, [offset, end])
+        elif self.runs and offset < last[1]:
+            return _Place.OVERLAP
+        elif self.runs and offset == last[1]:
+            last[1] = end
+        else:
+            self.runs.append([offset, end])
+        return _Place.NEW
 
 
 class Reassembler:
@@ -93,16 +132,16 @@ class Reassembler:
             queue.unfragmentable = packet[:size]
         if packet[6] & _DF:
             queue.df = max(queue.df, length)
-        payload = self._complete(key, queue)
-        if payload is None:
+        whole = self._complete(key, queue, _LARGEST_V4)
+        if whole is None:
             return None
-        head = bytearray(queue.unfragmentable)
-        head[2:4] = (len(head) + len(payload)).to_bytes(2, "big")
+        head = bytearray(whole[: len(queue.unfragmentable)])
+        head[2:4] = len(whole).to_bytes(2, "big")
         # As if it had come with DF, where a fragment with DF was as large as any.
         head[6:8] = bytes((_DF if queue.df == queue.size else 0, 0))
         head[10:12] = b"\0\0"
         head[10:12] = checksum(bytes(head)).to_bytes(2, "big")
-        return Whole(bytes(head) + payload, queue.size)
+        return Whole(bytes(head) + whole[len(head) :], queue.size)
 
     def _add_v6(self, packet: bytes, now: float) -> Whole | None:
         length = 40 + (packet[4] << 8 | packet[5])
@@ -121,42 +160,39 @@ class Reassembler:
             head = bytearray(packet[:at])
             head[named] = packet[at]
             queue.unfragmentable = bytes(head)
-        payload = self._complete(key, queue)
-        if payload is None:
+        whole = self._complete(key, queue, _LARGEST_V6)
+        if whole is None:
             return None
-        head = bytearray(queue.unfragmentable)
-        head[4:6] = (len(head) - 40 + len(payload)).to_bytes(2, "big")
-        return Whole(bytes(head) + payload, queue.size)
+        payload_length = (len(whole) - 40).to_bytes(2, "big")
+        return Whole(whole[:4] + payload_length + whole[6:], queue.size)
 
     def _insert(
         self, key: bytes, version: int, packet: bytes, at: int, offset: int, more: bool, now: float
     ) -> _Queue | None:
         """Keep the payload behind `at`; None where the fragment adds nothing, or ruins all."""
         part = packet[at:]
+        if more:
+            part = part[: len(part) // 8 * 8]
+        end = offset + len(part)
         queue = self._queues.get(key)
         if queue is not None and now >= queue.deadline:
             self._forget(key)
             queue = None
-        if more:
-            part = part[: len(part) // 8 * 8]
-        end = offset + len(part)
-        if not part or end > _LARGEST:
-            self._forget(key)
-            return None
         if queue is None:
-            queue = self._queues[key] = _Queue(now + TIMEOUT_S[version], version)
-        elif queue.parts.get(offset) == part:
-            return None
-        clash = any(
-            offset < other + len(there) and other < end for other, there in queue.parts.items()
-        )
-        beyond = queue.end >= 0 and (end > queue.end or (not more and end != queue.end))
-        short = not more and any(o + len(p) > end for o, p in queue.parts.items())
-        if clash or beyond or short:
+            queue = self._queues[key] = _Queue(now + TIMEOUT_S[version])
+        known = queue.end if queue.whole else -1
+        misfit = end > known >= 0 if more else end < queue.end or 0 <= known != end
+        if misfit or not part:
             self._forget(key)
             return None
-        if not more:
-            queue.end = end
+        queue.end = max(queue.end, end)
+        queue.whole = queue.whole or not more
+        place = queue.place(offset, end)
+        if place is _Place.TWICE:
+            return None
+        if place is _Place.OVERLAP:
+            self._forget(key)
+            return None
         if offset == 0:
             queue.first = packet
         queue.parts[offset] = part
@@ -167,12 +203,18 @@ class Reassembler:
             self._forget(next(iter(self._queues)))
         return queue if key in self._queues else None
 
-    def _complete(self, key: bytes, queue: _Queue) -> bytes | None:
-        """Return the payload, if all of it is there, and forget its fragments."""
-        if queue.end < 0 or sum(map(len, queue.parts.values())) != queue.end:
+    def _complete(self, key: bytes, queue: _Queue, largest: int) -> bytes | None:
+        """Return headers and payload, if all is there, and forget the fragments.
+
+        None too where no length field can say how long the datagram is.
+        """
+        payload = sum(map(len, queue.parts.values()))
+        if not queue.whole or not queue.first or payload != queue.end:
             return None
         self._forget(key)
-        return b"".join(part for _, part in sorted(queue.parts.items()))
+        parts = (part for _, part in sorted(queue.parts.items()))
+        whole = b"".join((queue.unfragmentable, *parts))
+        return whole if len(whole) <= largest else None
 
     def _forget(self, key: bytes) -> None:
         queue = self._queues.pop(key, None)

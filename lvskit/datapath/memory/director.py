@@ -11,7 +11,9 @@ from lvskit.core.packet import Parsed, parse
 from lvskit.datapath.memory import stack
 from lvskit.datapath.memory.network import Host, Network
 from lvskit.datapath.memory.server import Services
-from lvskit.types import Deliver, NotOurs, Reply, Transmit
+from lvskit.types import Deliver, NotOurs, Reason, Reply, Transmit
+
+_TUNNEL_ERROR = Reason.TUNNEL_ERROR
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,15 @@ class DirectorHost(Host):
             self.transmit(verdict.packet)
         elif isinstance(verdict, Deliver | NotOurs):
             self.answer(getattr(verdict, "packet", b"") or packet)
-        if self.learn(packet):
+        ours = isinstance(verdict, NotOurs) or getattr(verdict, "reason", 0) is _TUNNEL_ERROR
+        if ours and self.learn(packet):
             self.director.routes_changed()
 
     def forward(self, packet: bytes) -> None:
         """Send a packet for somebody else on its way; it may be a server's answer to a client."""
         parsed = parse(packet)
         largest = 0
-        if parsed is not None and parsed.fragment and len(self.director.services):
+        if parsed is not None and parsed.fragment and self.director.services.by_key:
             whole = self.reassembler.add(packet, self.network.now)
             if whole is None:
                 return

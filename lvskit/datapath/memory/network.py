@@ -205,7 +205,9 @@ class Host:
         """Take over the path MTU that an ICMP error tells (RFC 1191); True where it is news."""
         parsed = parse(packet)
         error = None if parsed is None or parsed.protocol != ICMP else read_error(packet, parsed)
-        if error is None or error.kind != Refusal.TOO_BIG.value[0] or len(error.quote) < 20:
+        if error is None or not error.intact or len(error.quote) < 20:
+            return False
+        if error.kind != Refusal.TOO_BIG.value[0]:
             return False
         target, told = error.quote[16:20], max(error.rest & 0xFFFF, _LEAST_PATH_MTU)
         if not self.owns(error.quote[12:16]) or told >= self.paths.get(target, self.mtu):
