@@ -163,6 +163,29 @@ class FractionNq(FractionSed):
         return idle[0] if idle else super().schedule(flow)
 
 
+class SortedFailOver(SchedulerBase):
+    """fo: the usable servers in the order of their weights, the heaviest first."""
+
+    def schedule(self, flow: Flow) -> Any:
+        """Return the first."""
+        order = sorted(filter(self._wanted, self.servers), key=lambda server: -server.weight)
+        return order[0] if order else None
+
+    def _wanted(self, server: Any) -> bool:
+        return usable(server)
+
+
+class SortedOverflow(SortedFailOver):
+    """ovf: the same without those that have more active connections than they weigh."""
+
+    def _wanted(self, server: Any) -> bool:
+        return usable(server) and not server.activeconns > server.weight
+
+
+CLIENT = Flow(TCP, bytes([10, 2, 0, 1]), 1024, bytes([10, 0, 0, 1]), 80)
+"""Whose connection `Pool.pick` asks for where it is not told."""
+
+
 class Pool:
     """The servers of one service, and schedulers that are told of every change to them.
 
@@ -219,13 +242,17 @@ class Pool:
         """Let the server at this place reach its upper threshold, or recover; nobody is told."""
         self.servers[place].overloaded = overloaded
 
-    def pick(self) -> int | None:
+    def tick(self, now: float) -> None:
+        """Tell every scheduler the time."""
+        for scheduler in self.schedulers:
+            scheduler.tick(now)
+
+    def pick(self, flow: Flow = CLIENT) -> int | None:
         """Ask every scheduler once; return the number of the server they agree on.
 
         Raises:
             AssertionError: they do not agree.
         """
-        flow = Flow(TCP, bytes([10, 2, 0, 1]), 1024, bytes([10, 0, 0, 1]), 80)
         picks = [scheduler.schedule(flow) for scheduler in self.schedulers]
         numbers = [None if server is None else self._numbers[server] for server in picks]  # type: ignore[index]
         assert len(set(numbers)) == 1, f"picks {numbers} of {[s.name for s in self.servers]}"

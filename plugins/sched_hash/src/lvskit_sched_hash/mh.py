@@ -1,0 +1,174 @@
+"""Maglev hashing: a function of the client that hardly changes when servers come and go.
+
+Source: Eisenbud et al., "Maglev" (NSDI 2016), section 3.4, and Linux net/netfilter/ipvs/ip_vs_mh.c,
+by behaviour. Every server has its own order of all slots (an offset and a skip, hashed from its
+address and port); round by round each takes, as often as its turns say, the first slot of its order
+that is free, until none is. Of 7 slots, with one turn each:
+
+    A prefers 3 0 4 1 5 2 6  and B prefers 0 2 4 6 1 3 5:  A 3, B 0, A 4, B 2, A 1, B 6, A 5
+
+Turns are weights over their greatest common divisor, halved until the heaviest has fewer than
+2^(half the bits of the number of slots), 64 of 4093; nobody has less than one. A server that is
+quiesced keeps its slots, and its clients are refused, or with `fallback` hashed again and again.
+
+`schedule` is O(1); with `fallback` as many hashes as slots per usable slot are expected, one for
+each slot at most, and none where no server is usable. The table is built anew, by the first
+`schedule` after it, when a server joins, leaves or is edited: O(slots x log slots).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count, cycle, filterfalse, islice
+from math import gcd
+
+from lvskit import Flow, RealServer, SchedulerBase
+from lvskit_sched_hash.fold import MASK, fold
+from lvskit_sched_hash.siphash import hsiphash
+
+SLOTS = (251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 65537, 131071)
+"""The kernel's primes, and the one of the Maglev paper."""
+SHORTEST_KEY = 16
+_KERNEL_KEYS = (2654435761, 2654435761), (2654446892, 2654446892)
+
+
+@dataclass(frozen=True)
+class MaglevOptions:
+    """Options of mh; the first two are flags of ipvsadm's, mh-fallback and mh-port.
+
+    Attributes:
+        fallback: where the server may not be used, hash again until one may.
+        port: the client's port counts too, so that its connections spread.
+        key: 16 characters or more that only the directors know, so that nobody else can tell which
+            addresses share a server; None = the kernel's keys, which everybody knows.
+        slots: size of the table, one of `SLOTS`. More slots share more exactly, and move fewer
+            clients; 4093 is the kernel's choice. Directors that must agree need the same.
+    """
+
+    fallback: bool = False
+    port: bool = False
+    key: str | None = field(default=None, repr=False)
+    slots: int = 4093
+
+    def __post_init__(self) -> None:
+        if self.key is not None and len(self.key) < SHORTEST_KEY:
+            raise ValueError(
+                f"key of {len(self.key)} characters; allowed: {SHORTEST_KEY} or more, "
+                "as 32 random hexadecimal digits"
+            )
+        if self.slots not in SLOTS:
+            raise ValueError(f"slots {self.slots}; allowed: {', '.join(map(str, SLOTS))}")
+
+    def hash_keys(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return the keys of the two hashes, each two 64-bit words."""
+        if self.key is None:
+            return _KERNEL_KEYS
+        words = struct.unpack("<4Q", hashlib.sha256(self.key.encode()).digest())
+        return words[:2], words[2:]
+
+
+class MaglevHashing(SchedulerBase):
+    """Looks the client up in a table of servers.
+
+    `_weights` are the last weights above 0 that servers had while they were here: to quiesce one
+    moves nobody else's clients. `_changed` is what the next table will be built from, if anything
+    has changed. More servers than slots leave the table as it was, as in the kernel.
+
+    Raises:
+        ValueError: made for more servers than there are slots.
+    """
+
+    def __init__(self, servers: Sequence[RealServer], options: MaglevOptions | None = None) -> None:
+        super().__init__(servers, options)
+        self._options = options or MaglevOptions()
+        self._key, _ = self._options.hash_keys()
+        self._table: list[RealServer] = []
+        self._weights = {(server.address, server.port): server.weight for server in servers}
+        self._changed: list[tuple[RealServer, int]] | None = None
+        if len(servers) > self._options.slots:
+            raise ValueError(f"{len(servers)} servers; allowed: {self._options.slots}, one a slot")
+        self._note()
+
+    def schedule(self, flow: Flow) -> RealServer | None:
+        """Return the server of the client's slot, or None where it may not be used."""
+        if self._changed is not None:
+            self._table = populate(self._changed, self._options, len(flow.caddr))
+            self._changed = None
+        table, key, slots = self._table, self._key, self._options.slots
+        if not table:
+            return None
+        client = fold(flow.caddr) + flow.cport * self._options.port
+        first = hsiphash(client & MASK, key) % slots
+        if usable(table[first]):
+            return table[first]
+        if self._options.fallback and any(map(usable, self.servers)):
+            for step in range(slots):
+                again = client + (first + step) % slots
+                server = table[hsiphash(again & MASK, key) % slots]
+                if usable(server):
+                    return server
+        return None
+
+    def server_added(self, server: RealServer) -> None:
+        """Build the table anew."""
+        self._weights[server.address, server.port] = server.weight
+        self._note()
+
+    def server_removed(self, server: RealServer) -> None:
+        """Build the table anew."""
+        del self._weights[server.address, server.port]
+        self._note()
+
+    def server_updated(self, server: RealServer) -> None:
+        """Build the table anew, with the server's weight unless it is 0."""
+        if server.weight:
+            self._weights[server.address, server.port] = server.weight
+        self._note()
+
+    def _note(self) -> None:
+        if len(self.servers) <= self._options.slots:
+            self._changed = [(s, self._weights[s.address, s.port]) for s in self.servers]
+
+
+def populate(
+    servers: Sequence[tuple[RealServer, int]], options: MaglevOptions, size: int
+) -> list[RealServer]:
+    """Return the server of every slot; nothing where no server has a weight.
+
+    Args:
+        servers: with their weights.
+        options: the size of the table and the keys.
+        size: bytes of the clients' addresses. Of a server that has a longer address, only that
+            much counts, as the kernel takes the service's family for everybody's.
+    """
+    slots = options.slots
+    offset_key, skip_key = options.hash_keys()
+    step = gcd(*(weight for _, weight in servers))
+    if not step:
+        return []
+    most = max(weight for _, weight in servers) // step
+    shift = max(most.bit_length() - slots.bit_length() // 2, 0)
+    table: dict[int, RealServer] = {}
+    rounds = []
+    for server, weight in servers:
+        if weight:
+            name = fold(server.address[:size]) + server.port & MASK
+            offset = hsiphash(name, offset_key) % slots
+            skip = hsiphash(name, skip_key) % (slots - 1) + 1
+            preferred = map(slots.__rmod__, count(offset, skip))  # without end
+            free = filterfalse(table.__contains__, preferred)  # as the table is by then
+            rounds.append((server, max(weight // step >> shift, 1), free))
+    for server, turns, free in cycle(rounds):
+        for slot in islice(free, min(turns, slots - len(table))):
+            table[slot] = server
+        if len(table) == slots:
+            break
+    return [table[slot] for slot in range(slots)]
+
+
+def usable(server: RealServer) -> bool:
+    """Whether a new connection may go to `server`; one of an old table may have been removed."""
+    return server.weight > 0 and not server.overloaded and server.available
