@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from lvskit.config.model import Config, DirectorConfig, Server, Service, Timeouts
 from lvskit.settings import MAX_MARK, MAX_THRESHOLD, MAX_WEIGHT
 
-SCHEDULERS = ("rr", "wrr", "wlc", "lc", "sed", "nq")
+SCHEDULERS = (
+    "rr", "wrr", "wlc", "lc", "sed", "nq", "sh", "dh", "mh", "fo", "ovf", "lblc", "lblcr",
+)  # fmt: skip
 """The bundled schedulers."""
 
 MAX_TIMEOUT_S = 31 * 86400
@@ -84,10 +86,12 @@ def services(draw: st.DrawFn, extra: st.SearchStrategy[dict[str, Any]]) -> Servi
         port = draw(st.integers(0 if persistent else 1, 65535))
         ports = st.just(port)
         names = {kind: draw(endpoints(version, ports))}
-    flags = draw(st.sets(st.sampled_from(["flag-1", "flag-2", "flag-3"])))
+    scheduler = draw(st.sampled_from(SCHEDULERS))
+    named = [f"{scheduler}-fallback", f"{scheduler}-port"] if scheduler in ("sh", "mh") else []
+    flags = draw(st.sets(st.sampled_from(named or ["flag-1", "flag-2", "flag-3"])))
     return Service(
         **names,
-        scheduler=draw(st.sampled_from(SCHEDULERS)),
+        scheduler=scheduler,
         flags=sorted(flags),
         options=draw(extra),
         persistent=persistent,

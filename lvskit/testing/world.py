@@ -34,7 +34,7 @@ _GATEWAY = {
 }
 _PROTOCOLS = {"tcp": 6, "udp": 17, "icmp": 1, "sctp": 132}
 _METHODS = {"tunnel": "Tunnel", "local": "Local", "droute": "Route", "masq": "Masq"}
-_HOSTS = {"127.0.0.1": "localhost", "192.168.1.14": "realserver14.example.com"}
+_HOSTS = {"127.0.0.1": "localhost", "192.168.1.14": "realserver14.example.com rs14"}
 INERT = frozenset(
     {
         "backup_only", "conntrack", "ignore_tunneled", "lblc_expiration", "lblcr_expiration",

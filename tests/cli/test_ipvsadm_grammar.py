@@ -1,7 +1,7 @@
 """What ipvsadm 1.31 said, replayed: exit status and both outputs of every command, byte for byte.
 
-Schedulers and forwarding methods without a plugin have stand-ins here, which register the names
-and choose anything: this is about commands and listings. What lvskit refuses (persistence
+Forwarding methods without a plugin have stand-ins here, which register the names and carry packets
+anywhere: this is about commands and listings. What lvskit refuses (persistence
 engines, GUE and GRE, SCTP, the synchronization daemon) is checked to be refused, and then done
 without the part that is missing, so that later listings show the same services.
 """
@@ -13,7 +13,6 @@ import ipaddress
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,6 @@ from lvskit import (
     Director,
     ForwarderSpec,
     Route,
-    SchedulerBase,
-    SchedulerSpec,
     Transmit,
     hookimpl,
     load_plugins,
@@ -42,11 +39,7 @@ NAMES = (
     "cli_save_restore",
     "cli_listings",
     "edit_defaults",
-    *sorted(
-        path.stem
-        for path in VECTORS.glob("persist_*.json")
-        if path.stem != "persist_with_sh"  # its counts need the real sh
-    ),
+    *sorted(path.stem for path in VECTORS.glob("persist_*.json")),
     *sorted(f"own/{path.stem}" for path in VECTORS.glob("own/*.json")),
 )
 REFUSED = {
@@ -68,17 +61,6 @@ NOT_THERE = {
 """Steps that see what was refused before them."""
 
 
-@dataclass(frozen=True)
-class HashOptions:
-    fallback: bool = False
-    port: bool = False
-
-
-class First(SchedulerBase):
-    def schedule(self, flow):
-        return next((s for s in self.servers if s.weight and not s.overloaded), None)
-
-
 class Pass:
     def __init__(self, server, options=None):
         self.server = server
@@ -91,16 +73,6 @@ class Pass:
 
 
 class StandIns:
-    @hookimpl
-    def lvskit_register_schedulers(self) -> Iterable[SchedulerSpec]:
-        flags = ("fallback", "port")
-        for name in ("sh", "mh"):
-            yield SchedulerSpec(
-                name=name, summary="", factory=First, options=HashOptions, flags=flags
-            )
-        for name in ("dh", "fo", "ovf", "lblc", "lblcr"):
-            yield SchedulerSpec(name=name, summary="", factory=First)
-
     @hookimpl
     def lvskit_register_forwarders(self) -> Iterable[ForwarderSpec]:
         yield ForwarderSpec(name="droute", summary="", factory=Pass)
@@ -230,4 +202,4 @@ def test_method_without_plugin(option: str, name: str) -> None:
 def test_missing_scheduler_is_the_kernels_message() -> None:
     machine = Machine(EMPTY, stand_ins=False)
     complaint = "Scheduler or persistence engine not found\n"
-    assert machine.ipvsadm(["-A", "-t", "10.0.0.1:80", "-s", "sh"]) == (255, "", complaint)
+    assert machine.ipvsadm(["-A", "-t", "10.0.0.1:80", "-s", "twos"]) == (255, "", complaint)
