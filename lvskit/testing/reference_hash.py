@@ -5,7 +5,9 @@ No table is kept: who owns a bucket or a slot is worked out from the servers for
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import reduce
@@ -116,8 +118,7 @@ class WrittenOutMaglev(SchedulerBase):
 
     Args:
         servers, options: as every scheduler's; options are not read.
-        fallback, port, slots: as the options of those names.
-        keys: of the two hashes, 16 bytes each; the kernel's by default.
+        fallback, port, slots, key: as the options of those names.
     """
 
     def __init__(
@@ -127,16 +128,13 @@ class WrittenOutMaglev(SchedulerBase):
         fallback: bool = False,
         port: bool = False,
         slots: int = 4093,
-        keys: Sequence[bytes] = (
-            (2654435761).to_bytes(8, "little") * 2,
-            (2654446892).to_bytes(8, "little") * 2,
-        ),
+        key: str | None = None,
     ) -> None:
         super().__init__(servers, options)
         self._fallback = fallback
         self._port = port
         self._slots = slots
-        self._keys = keys
+        self._key = key
         self._last_weights = {id(server): server.weight for server in servers}
 
     def server_added(self, server: Any) -> None:
@@ -150,17 +148,25 @@ class WrittenOutMaglev(SchedulerBase):
     def schedule(self, flow: Flow) -> Any:
         """Return the server of the client's slot, or with fallback of another slot."""
         owners = self._owners(len(flow.caddr))
-        client = number(flow.caddr) + (flow.cport if self._port else 0)
-        first = self._hash(client, 0) % self._slots
+        client = flow.caddr, flow.cport if self._port else 0
+        first = self._hash(0, *client) % self._slots
         if not owners or usable(owners[first]) or not self._fallback:
             return owners[first] if owners and usable(owners[first]) else None
-        tries = ((client + (first + n) % self._slots) for n in range(self._slots))
-        found = (owners[self._hash(value, 0) % self._slots] for value in tries)
+        tries = ((first + n) % self._slots for n in range(self._slots))
+        found = (owners[self._hash(0, *client, n) % self._slots] for n in tries)
         return next(filter(usable, found), None)
 
-    def _hash(self, value: int, which: int) -> int:
-        message = (value % WORD).to_bytes(4, "little")
-        return siphash(1, 3, self._keys[which], message) % WORD
+    def _hash(self, which: int, address: bytes, port: int, searched: int = 0) -> int:
+        if self._key is not None:
+            message = struct.pack(">HI", port, searched)
+            secret = hashlib.sha256(self._key.encode()).digest()
+            hashed = hashlib.blake2b(key=secret, digest_size=8, person=[b"slot", b"skip"][which])
+            hashed.update(address)
+            hashed.update(message)
+            return int(hashed.hexdigest(), 16)
+        message = ((number(address) + port + searched) % WORD).to_bytes(4, "little")
+        key = [2654435761, 2654446892][which].to_bytes(8, "little") * 2
+        return siphash(1, 3, key, message) % WORD
 
     def _owners(self, family: int) -> dict[int, Any]:
         """Return the owner of every slot."""
@@ -175,9 +181,9 @@ class WrittenOutMaglev(SchedulerBase):
             halvings += 1
         lists = {}
         for server in weights:
-            name = number(server.address[:family]) + server.port
-            offset = self._hash(name, 0) % self._slots
-            skip = self._hash(name, 1) % (self._slots - 1) + 1
+            name = server.address[:family] if self._key is None else server.address, server.port
+            offset = self._hash(0, *name) % self._slots
+            skip = self._hash(1, *name) % (self._slots - 1) + 1
             lists[server] = [(offset + n * skip) % self._slots for n in range(self._slots)]
         owners: dict[int, Any] = {}
         while len(owners) < self._slots:

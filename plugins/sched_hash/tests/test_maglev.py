@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 from math import gcd
 from typing import Any
 
@@ -76,18 +75,24 @@ def chosen(servers: list[Any], flow: Flow, **options: Any) -> str | None:
     return server and server.name
 
 
-@given(st.booleans(), st.booleans(), st.lists(WEIGHTS, max_size=4), STEPS)
-@settings(max_examples=50)
+@given(
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([None, SECRET]),
+    st.lists(WEIGHTS, max_size=4),
+    STEPS,
+)
+@settings(max_examples=60)
 def test_mh_is_maglev_written_out(
-    fallback: bool, port: bool, weights: list[int], steps: list[Any]
+    fallback: bool, port: bool, key: str | None, weights: list[int], steps: list[Any]
 ) -> None:
-    options = MaglevOptions(fallback=fallback, port=port, slots=251)
+    options = MaglevOptions(fallback, port, key, slots=251)
     pool = Pool()
     for weight in weights:
         pool.add(weight)
     pool.schedulers = [
         MaglevHashing(pool.servers, options),
-        WrittenOutMaglev(pool.servers, fallback=fallback, port=port, slots=251),
+        WrittenOutMaglev(pool.servers, None, fallback, port, slots=251, key=key),
     ]
     for action, *arguments in steps:
         if action in ("pick", "add"):
@@ -276,14 +281,15 @@ def test_an_ipv6_client_and_an_ipv4_one_of_the_same_sum_share_a_server() -> None
 def test_of_ipv6_servers_in_an_ipv4_service_32_bits_count() -> None:
     """The kernel hashes everybody by the service's family: these two have one order of slots."""
     twins: list[Any] = [Server("2001:db8::1"), Server("2001:db8::2")]
-    weighted = [(server, 1) for server in twins]
-    for family, same in ((4, True), (16, False)):
-        orders = {
-            tuple(server is one for server in populate([pair, *rest], MaglevOptions(), family))
-            for pair, rest in ((weighted[0], weighted[1:]), (weighted[1], weighted[:1]))
-            for one in [pair[0]]
-        }
-        assert (len(orders) == 1) is same
+
+    def slots_of_the_first(servers: list[Any], options: MaglevOptions, size: int) -> list[bool]:
+        table = populate([(server, 1) for server in servers], options, size)
+        return [server is servers[0] for server in table]
+
+    for size, key, alike in ((4, None, True), (16, None, False), (4, SECRET, False)):
+        options = MaglevOptions(key=key)
+        one = slots_of_the_first(twins, options, size)
+        assert (one == slots_of_the_first(twins[::-1], options, size)) is alike
 
 
 def test_without_weights_there_is_no_table() -> None:
@@ -303,26 +309,20 @@ def test_a_key_makes_another_table_and_another_hash() -> None:
     assert [chosen(three(), flow, key=SECRET) for flow in flows] != plain
 
 
-def test_the_two_hashes_of_a_key_differ() -> None:
-    first, second = MaglevOptions(key=SECRET).hash_keys()
-    assert first != second
-    assert MaglevOptions(key=SECRET).hash_keys() == (first, second)
-    assert all(0 <= word < 2**64 for word in (*first, *second))
+def test_the_two_hashes_differ() -> None:
+    for key in (None, SECRET):
+        slot, skip = MaglevOptions(key=key).hashes()
+        assert slot(bytes(4), 80, 0) != skip(bytes(4), 80, 0)
 
 
-def test_a_key_makes_the_table_that_the_paper_makes_with_it() -> None:
-    keys = [
-        b"".join(word.to_bytes(8, "little") for word in words)
-        for words in MaglevOptions(key=SECRET).hash_keys()
-    ]
-    pool = Pool()
-    for weight in (1, 2, 3):
-        pool.add(weight)
-    made = MaglevHashing(pool.servers, MaglevOptions(key=SECRET, slots=509))
-    reference = partial(WrittenOutMaglev, slots=509, keys=keys)
-    pool.schedulers = [made, reference(pool.servers)]
-    for n in range(20):
-        pool.pick(client(f"198.51.100.{n}"))
+def test_a_key_hides_which_clients_share_a_server() -> None:
+    """Those of one sum share the kernel's hash whatever its keys are; not so here."""
+    sums = [client(f"192.0.2.{n}", 40000 - n) for n in range(50)]
+    folds = [client(f"2001:db8::{n:x}:0:{n:x}") for n in range(50)]
+    for flows in (sums, folds):
+        assert len({chosen(three(), flow, port=flows is sums) for flow in flows}) == 1
+        hidden = {chosen(three(), flow, port=flows is sums, key=SECRET) for flow in flows}
+        assert len(hidden) == 3
 
 
 @pytest.mark.parametrize("slots", SLOTS)

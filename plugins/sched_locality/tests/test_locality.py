@@ -344,7 +344,6 @@ def test_an_address_that_was_not_used_for_long_is_forgotten_within_half_an_hour(
 
 @FACTORIES
 def test_the_clock_may_start_late_and_at_any_time(factory: Any) -> None:
-    """What was asked for before the first tick is as old as that."""
     pool = Servers(lambda servers, _: factory(servers, LocalityOptions(600)), start=10**9)
     for _ in range(2):
         pool.add(9)
@@ -356,6 +355,19 @@ def test_the_clock_may_start_late_and_at_any_time(factory: Any) -> None:
     assert pool.ask(1) == 1
     pool.wait(3600)
     assert pool.ask(1) == 0
+
+
+@FACTORIES
+def test_what_was_asked_for_before_the_first_tick_is_as_old_as_that(factory: Any) -> None:
+    for age, home in ((1800, 0), (1802, 1)):
+        pool = Servers(lambda servers, _, age=age: factory(servers, LocalityOptions(age)))
+        for _ in range(2):
+            pool.add(9)
+        assert pool.ask(1) == 1
+        pool.load(0, 1)
+        pool.tick(5.0)
+        pool.tick(1805.0)
+        assert pool.ask(1) == home
 
 
 @FACTORIES
@@ -371,6 +383,7 @@ def test_records() -> None:
     specs = {spec.name: spec for spec in lvskit_sched_locality.lvskit_register_schedulers()}
     assert sorted(specs) == ["lblc", "lblcr"]
     assert all(spec.summary and spec.option_names == ("expiration_s",) for spec in specs.values())
+    assert LocalityOptions().expiration_s == 24 * 60 * 60
     assert all(spec.traits.total and not spec.traits.flow_consistent for spec in specs.values())
     installed = load_plugins()
     for name, spec in specs.items():

@@ -40,8 +40,8 @@ def test_the_kernels_bucket() -> None:
     """hash_32 with 10 bits."""
     assert bucket(bytes(4)) == 0
     assert bucket(bytes([192, 168, 1, 176])) == 0xC0A801B0 * 0x61C88647 % 2**32 >> 22
-    v6 = ipaddress.ip_address("2001:db8:0:7::1").packed
-    assert bucket(v6) == bucket(address(0x20010DB8 ^ 7 ^ 1))
+    v6 = ipaddress.ip_address("2001:db8:ffff:7:ffff:ffff:f0f0:1").packed
+    assert bucket(v6) == bucket(address(0x20010DB8 ^ 0xFFFF0007 ^ 0xFFFFFFFF ^ 0xF0F00001))
     assert len({bucket(address(number)) for number in range(10**4)}) == 1024
 
 

@@ -18,10 +18,9 @@ each slot at most, and none where no server is usable. The table is built anew, 
 
 from __future__ import annotations
 
-import hashlib
-import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b, sha256
 from itertools import count, cycle, filterfalse, islice
 from math import gcd
 
@@ -33,6 +32,8 @@ SLOTS = (251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 65537, 131071)
 """The kernel's primes, and the one of the Maglev paper."""
 SHORTEST_KEY = 16
 _KERNEL_KEYS = (2654435761, 2654435761), (2654446892, 2654446892)
+Hash = Callable[[bytes, int, int], int]
+"""Of an address, a port, and how far a search for another slot has gone."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class MaglevOptions:
         fallback: where the server may not be used, hash again until one may.
         port: the client's port counts too, so that its connections spread.
         key: 16 characters or more that only the directors know, so that nobody else can tell which
-            addresses share a server; None = the kernel's keys, which everybody knows.
+            clients share a server; None = the kernel's hash, which everybody can compute.
         slots: size of the table, one of `SLOTS`. More slots share more exactly, and move fewer
             clients; 4093 is the kernel's choice. Directors that must agree need the same.
     """
@@ -62,12 +63,11 @@ class MaglevOptions:
         if self.slots not in SLOTS:
             raise ValueError(f"slots {self.slots}; allowed: {', '.join(map(str, SLOTS))}")
 
-    def hash_keys(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return the keys of the two hashes, each two 64-bit words."""
+    def hashes(self) -> tuple[Hash, Hash]:
+        """Return the hash for clients and for the servers' first choices, and that for skips."""
         if self.key is None:
-            return _KERNEL_KEYS
-        words = struct.unpack("<4Q", hashlib.sha256(self.key.encode()).digest())
-        return words[:2], words[2:]
+            return kernel_hash(_KERNEL_KEYS[0]), kernel_hash(_KERNEL_KEYS[1])
+        return private_hash(self.key, b"slot"), private_hash(self.key, b"skip")
 
 
 class MaglevHashing(SchedulerBase):
@@ -84,7 +84,7 @@ class MaglevHashing(SchedulerBase):
     def __init__(self, servers: Sequence[RealServer], options: MaglevOptions | None = None) -> None:
         super().__init__(servers, options)
         self._options = options or MaglevOptions()
-        self._key, _ = self._options.hash_keys()
+        self._hash, _ = self._options.hashes()
         self._table: list[RealServer] = []
         self._weights = {(server.address, server.port): server.weight for server in servers}
         self._changed: list[tuple[RealServer, int]] | None = None
@@ -97,17 +97,16 @@ class MaglevHashing(SchedulerBase):
         if self._changed is not None:
             self._table = populate(self._changed, self._options, len(flow.caddr))
             self._changed = None
-        table, key, slots = self._table, self._key, self._options.slots
+        table, slots = self._table, self._options.slots
         if not table:
             return None
-        client = fold(flow.caddr) + flow.cport * self._options.port
-        first = hsiphash(client & MASK, key) % slots
+        port = flow.cport * self._options.port
+        first = self._hash(flow.caddr, port, 0) % slots
         if usable(table[first]):
             return table[first]
         if self._options.fallback and any(map(usable, self.servers)):
             for step in range(slots):
-                again = client + (first + step) % slots
-                server = table[hsiphash(again & MASK, key) % slots]
+                server = table[self._hash(flow.caddr, port, (first + step) % slots) % slots]
                 if usable(server):
                     return server
         return None
@@ -141,11 +140,11 @@ def populate(
     Args:
         servers: with their weights.
         options: the size of the table and the keys.
-        size: bytes of the clients' addresses. Of a server that has a longer address, only that
-            much counts, as the kernel takes the service's family for everybody's.
+        size: bytes of the clients' addresses. In the kernel's hash no more counts of a server's,
+            either: it takes the service's family for everybody's.
     """
     slots = options.slots
-    offset_key, skip_key = options.hash_keys()
+    slot_hash, skip_hash = options.hashes()
     step = gcd(*(weight for _, weight in servers))
     if not step:
         return []
@@ -155,9 +154,9 @@ def populate(
     rounds = []
     for server, weight in servers:
         if weight:
-            name = fold(server.address[:size]) + server.port & MASK
-            offset = hsiphash(name, offset_key) % slots
-            skip = hsiphash(name, skip_key) % (slots - 1) + 1
+            address = server.address if options.key else server.address[:size]
+            offset = slot_hash(address, server.port, 0) % slots
+            skip = skip_hash(address, server.port, 0) % (slots - 1) + 1
             preferred = map(slots.__rmod__, count(offset, skip))  # without end
             free = filterfalse(table.__contains__, preferred)  # as the table is by then
             rounds.append((server, max(weight // step >> shift, 1), free))
@@ -167,6 +166,23 @@ def populate(
         if len(table) == slots:
             break
     return [table[slot] for slot in range(slots)]
+
+
+def kernel_hash(key: tuple[int, int]) -> Hash:
+    """Return the kernel's hash: of the sum of all three, so many clients share one."""
+    return lambda address, port, searched: hsiphash(fold(address) + port + searched & MASK, key)
+
+
+def private_hash(key: str, purpose: bytes) -> Hash:
+    """Return a hash of all the bytes, from which nobody without `key` learns anything."""
+    secret = sha256(key.encode()).digest()
+
+    def digest(address: bytes, port: int, searched: int) -> int:
+        message = address + port.to_bytes(2, "big") + searched.to_bytes(4, "big")
+        found = blake2b(message, digest_size=8, key=secret, person=purpose).digest()
+        return int.from_bytes(found, "big")
+
+    return digest
 
 
 def usable(server: RealServer) -> bool:
