@@ -130,6 +130,13 @@ FACTORIES = pytest.mark.parametrize("factory", [pair[0] for pair in PAIRS])
 
 
 @FACTORIES
+def test_options_are_optional(factory: Any) -> None:
+    pool = Servers(factory)
+    pool.add()
+    assert pool.ask(1) == 0
+
+
+@FACTORIES
 def test_a_new_address_gets_the_least_loaded_server(factory: Any) -> None:
     assert pool_of(factory, (1, 0), (1, 0)).ask(1) == 1  # of equals, the newest
     assert pool_of(factory, (1, 1), (1, 1)).ask(1) == 1

@@ -57,10 +57,12 @@ def test_nothing_used_within_six_minutes_is_collected() -> None:
     assert len(cache) == SIZE + 100
 
 
-def test_collection_takes_whole_buckets_until_four_thirds_of_the_surplus() -> None:
-    cache = full(SIZE + 300)
+@pytest.mark.parametrize("surplus", [1, *range(300, 318)])
+def test_collection_takes_whole_buckets_until_four_thirds_of_the_surplus(surplus: int) -> None:
+    """For a goal of each size, so that some are met exactly and some missed by one."""
+    cache = full(SIZE + surplus)
     cache.tick(1000.0 + 360)
-    goal, left, reached = 400, set(range(SIZE + 300)), 0
+    goal, left, reached = surplus * 4 // 3, set(range(SIZE + surplus)), 0
     by_bucket: dict[int, list[int]] = {}
     for number in left:
         by_bucket.setdefault(bucket(address(number)), []).append(number)
@@ -68,7 +70,7 @@ def test_collection_takes_whole_buckets_until_four_thirds_of_the_surplus() -> No
         reached += 1  # it begins behind bucket 0
         goal -= len(by_bucket[reached])
         left -= set(by_bucket[reached])
-    assert {number for number in range(SIZE + 300) if cache.find(address(number))} == left
+    assert {number for number in range(SIZE + surplus) if cache.find(address(number))} == left
 
 
 def test_collection_goes_on_where_it_stopped_and_comes_round() -> None:
@@ -112,6 +114,11 @@ def test_collections_do_not_count_towards_the_sweep() -> None:
     cache.tick(1799.0)
     assert len(cache) == 1
     cache.tick(1800.0)
+    assert len(cache) == 0
+    cache.store(address(2), SERVER)
+    cache.tick(3599.0)
+    assert len(cache) == 1
+    cache.tick(3600.0)
     assert len(cache) == 0
     crowded = Cache(60)
     crowded.tick(0.0)

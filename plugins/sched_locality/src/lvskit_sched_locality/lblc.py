@@ -37,7 +37,7 @@ class LocalityLeastConnection(SchedulerBase):
         ):
             return known
         server = least_loaded(self.servers)
-        if server is not None and server is not known:
+        if server is not None:
             self._cache.store(flow.vaddr, server)
         return server
 
