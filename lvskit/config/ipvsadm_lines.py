@@ -132,6 +132,4 @@ def unsupported(request: Request) -> str:
         return "SCTP is not balanced yet; allowed: -t, -u, -f"
     if request.engine:
         return f"no plugin provides the persistence engine '{request.engine}'"
-    if request.tunnel != "ipip":
-        return f"no plugin provides the tunnel type '{request.tunnel}'; allowed: ipip"
     return ""

@@ -69,8 +69,18 @@ def servers(
         weight=draw(st.integers(0, 100) | st.integers(0, MAX_WEIGHT)),
         upper_threshold=upper,
         lower_threshold=draw(st.integers(0, upper)),
-        options=draw(extra),
+        options=draw(tunnels()) | draw(extra),
     )
+
+
+def tunnels() -> st.SearchStrategy[dict[str, Any]]:
+    """Return options of the tunnel, without what is unless told."""
+    gre = st.fixed_dictionaries({"type": st.just("gre")}, optional={"checksum": st.just("csum")})
+    checksums = st.sampled_from(["csum", "remcsum"])
+    gue = st.fixed_dictionaries(
+        {"type": st.just("gue"), "port": st.integers(1, 65535)}, optional={"checksum": checksums}
+    )
+    return st.just({}) | gre | gue
 
 
 @st.composite

@@ -2,7 +2,7 @@
 
 Forwarding methods without a plugin have stand-ins here, which register the names and carry packets
 anywhere: this is about commands and listings. What lvskit refuses (persistence
-engines, GUE and GRE, SCTP, the synchronization daemon) is checked to be refused, and then done
+engines, SCTP, the synchronization daemon) is checked to be refused, and then done
 without the part that is missing, so that later listings show the same services.
 """
 
@@ -49,8 +49,8 @@ REFUSED = {
         152: "synchronization",
         153: "synchronization",
     },
-    "cli_listings": {12: "SCTP", 37: "tunnel type 'gue'", 38: "tunnel type 'gre'"},
-    "cli_save_restore": {12: "SCTP", 37: "tunnel type 'gue'", 38: "tunnel type 'gre'"},
+    "cli_listings": {12: "SCTP"},
+    "cli_save_restore": {12: "SCTP"},
 }
 """Steps that lvskit refuses, and what its sentence names."""
 NOT_THERE = {
@@ -130,8 +130,6 @@ def matches(mark: dict[str, Any], packet: bytes) -> bool:
 def without_refused(text: str) -> str:
     """Return rules or a listing as they are without what lvskit refuses."""
     text = text.replace(" --pe sip", "").replace(" pe sip", "")
-    text = re.sub(r"--tun-type (gue --tun-port 6080|gre)( --tun-nocsum)?", "--tun-type ipip", text)
-    text = re.sub(r"gue:6080:-c|gre:-c     ", "ipip       ", text)
     lines = text.splitlines(keepends=True)
     return "".join(line for line in lines if not re.match(r"SCTP|-[Aa] --sctp|  -> .*:9999 ", line))
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from lvskit import ConfigError
+from lvskit.config.ipvsadm.labels import Labels
+from lvskit.config.ipvsadm.rules import Rules
 from lvskit.config.ipvsadm.words import BadWord, Option, Takes, Words
 from lvskit.config.ipvsadm_lines import from_lines, split_line, to_lines
 from lvskit.config.model import Config, Server, Service, Timeouts
@@ -76,7 +80,10 @@ def test_to_lines_keeps_the_order() -> None:
         ("-D -t 10.0.0.1:80", "'delete-service' makes no rule; allowed: -A, -a, --set"),
         ("-A --sctp-service 10.0.0.1:80", "SCTP is not balanced yet"),
         ("-A -t 10.0.0.1:81 --pe sip", "no plugin provides the persistence engine 'sip'"),
-        ("-a -t 10.0.0.1:80 -r 10.0.0.2 -i --tun-type gre", "tunnel type 'gre'"),
+        (
+            "-a -t 10.0.0.1:80 -r 10.0.0.2 -i --tun-type gre --option type=ipip",
+            "option `type' specified twice",
+        ),
         ("-A -t nope:80", "illegal virtual server address[:port] specified: -A -t nope:80"),
     ],
 )
@@ -84,6 +91,77 @@ def test_faults(line: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         from_lines(["-A -t 10.0.0.1:80", line], NAMES)
     assert message in str(caught.value)
+
+
+TUNNELS = [
+    ("-i", {}, "-i -w 1 --tun-type ipip"),
+    ("-i --tun-type ipip", {}, "-i -w 1 --tun-type ipip"),
+    ("-i --tun-type gre", {"type": "gre"}, "-i -w 1 --tun-type gre --tun-nocsum"),
+    ("-i --tun-type gre --tun-nocsum", {"type": "gre"}, "-i -w 1 --tun-type gre --tun-nocsum"),
+    (
+        "-i --tun-csum --tun-type gre",
+        {"type": "gre", "checksum": "csum"},
+        "-i -w 1 --tun-type gre --tun-csum",
+    ),
+    (
+        "-i --tun-type gue --tun-port 6080",
+        {"type": "gue", "port": 6080},
+        "-i -w 1 --tun-type gue --tun-port 6080 --tun-nocsum",
+    ),
+    (
+        "-i --tun-port 65535 --tun-remcsum --tun-type gue --option hue=3",
+        {"type": "gue", "port": 65535, "checksum": "remcsum", "hue": 3},
+        "-i -w 1 --tun-type gue --tun-port 65535 --tun-remcsum --option hue=3",
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "options", "saved"), TUNNELS)
+def test_tunnels(words: str, options: dict[str, Any], saved: str) -> None:
+    """In ipvsadm's words, of which the lossless ones leave out what is unless told."""
+    start = "-a -t 10.0.0.1:80 -r 10.0.0.2"
+    config = from_lines(["-A -t 10.0.0.1:80", f"{start} {words}"], NAMES)
+    (service,) = config.service
+    assert service.server[0].options == options
+    assert from_lines(to_lines(config), NAMES) == config
+    line = Rules(Labels()).lines(service, service.server)[1]
+    assert line == f"{start}:80 {saved}"
+    assert from_lines(["-A -t 10.0.0.1:80", line], NAMES) == config
+    lossless = to_lines(config)[1].removeprefix(f"{start}:80 ")
+    assert lossless == saved.replace(" --tun-nocsum", "").replace(" --tun-type ipip", "")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"type": "gue"},
+        {"type": "gue", "port": 0},
+        {"type": "gue", "port": 65536},
+        {"type": "gue", "port": True},
+        {"type": "gue", "port": 1, "checksum": "none"},
+        {"type": "gre", "port": 1},
+        {"type": "gre", "checksum": "remcsum"},
+        {"type": "gre", "checksum": ["csum"]},
+        {"type": "gre", "checksum": "nocsum"},
+        {"type": "ipip"},
+        {"type": ["gre"]},
+        {"port": 6080},
+        {"checksum": "csum"},
+    ],
+)
+def test_tunnels_that_ipvsadm_has_no_words_for(options: dict[str, Any]) -> None:
+    """They are kept; the plugin says what is wrong with them."""
+    server = Server(address="10.0.0.2:80", options=options)
+    config = Config(service=[Service(tcp="10.0.0.1:80", server=[server])])
+    assert from_lines(to_lines(config), NAMES) == config
+
+
+def test_the_options_of_another_method_are_its_own() -> None:
+    options = {"type": "gue", "port": 6080}
+    server = Server(address="10.0.0.2:80", method="pigeon", options=options)
+    config = Config(service=[Service(tcp="10.0.0.1:80", server=[server])])
+    assert "--forward pigeon -w 1 --option type=gue --option port=6080" in to_lines(config)[1]
+    assert from_lines(to_lines(config), NAMES) == config
 
 
 def test_server_twice() -> None:

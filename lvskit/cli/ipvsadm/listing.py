@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from lvskit.config.ipvsadm import tunnels
 from lvskit.config.ipvsadm.labels import PROTOCOLS, Labels, signed
 from lvskit.config.ipvsadm.rules import known_flags
 from lvskit.config.model import Server, ServerStatus, Service, ServiceStatus, Stats, parse_endpoint
@@ -86,7 +87,8 @@ class Listing:
             return self._figures(server)
         method = f"{METHODS.get(config.method, config.method.capitalize()):<7}"
         if self._view == "tun-info":
-            method += f" {'ipip' if config.method == 'tunnel' else 'n/a':<13}"
+            kind = tunnels.summary(config.options) if config.method == "tunnel" else "n/a"
+            method += f" {kind:<13}"
         return f" {method} {config.weight:<6} {conns}"
 
 

@@ -206,10 +206,6 @@ class _Lines:
     def _on_server(self, method: str, request: Request) -> None:
         if request.protocol == "sctp":
             raise Skip("Service not defined")
-        if request.tunnel != "ipip":
-            if not self._is_there(request):
-                raise Skip("Service not defined")
-            raise self._session.refuse(request)
         server = request.server_params()
         if method == "delete_server":
             server = {"address": server["address"]}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 
-from lvskit.config.ipvsadm import table, values
+from lvskit.config.ipvsadm import table, tunnels, values
 from lvskit.config.ipvsadm.request import DEFAULT_SCHEDULER, Request, Skip, Stop
 from lvskit.config.ipvsadm.words import BadWord, Words
 from lvskit.config.names import Names
@@ -23,14 +23,13 @@ _RANGES = {
     "weight": (0, values.INT_MAX, "weight", "illegal weight specified"),
     "u-threshold": (0, values.INT_MAX, "upper", "illegal u_threshold specified"),
     "l-threshold": (0, values.INT_MAX, "lower", "illegal l_threshold specified"),
-    "tun-port": (1, 65535, "", "illegal tunnel port specified"),
+    "tun-port": (1, 65535, "tunnel_port", "illegal tunnel port specified"),
     "syncid": (0, 255, "", "illegal syncid specified"),
     "sync-maxlen": (1, 65535 - 20 - 8, "", "illegal sync-maxlen specified"),
     "mcast-port": (1, 65535, "", "illegal mcast-port specified"),
     "mcast-ttl": (1, 255, "", "illegal mcast-ttl specified"),
 }
 """Options that are numbers: from, to, the attribute that keeps them, the complaint."""
-_CHECKSUMS = ("tun-nocsum", "tun-csum", "tun-remcsum")
 
 
 def try_help(prog: str) -> Stop:
@@ -292,16 +291,20 @@ def _check_server(request: Request) -> None:
     tunnel = request.tunnel
     if tunnel == "gue" and "tun-port" not in given:
         raise Stop(2, "You need to supply the 'tun-port' option for the 'gue' tunnel type")
-    for option in ("tun-port", *_CHECKSUMS):
+    for option in ("tun-port", *tunnels.CHECKSUMS):
         if option in given & table.TUNNEL_REFUSED[tunnel]:
             raise Stop(2, f"Illegal '{option}' option with the '{tunnel}' tunnel type")
-    chosen = [option for option in _CHECKSUMS if option in given]
+    chosen = [option for option in tunnels.CHECKSUMS if option in given]
     if len(chosen) > 1:
         raise Stop(
             2,
             f"The option '{chosen[1]}' conflicts with the '{chosen[0]}' option in the "
             f"'{tunnel}' tunnel type",
         )
+    for name, value in tunnels.options_of(tunnel, request.tunnel_port, given).items():
+        if name in request.options:
+            raise Stop(2, f"option `{name}' specified twice")
+        request.options[name] = value
 
 
 def _check_list(request: Request) -> None:

@@ -44,7 +44,7 @@ class Request:
         engine: persistence engine.
         server, server_port: of the real server.
         method: forwarding method, by lvskit's name.
-        tunnel: type of the tunnel.
+        tunnel, tunnel_port: type of the tunnel; for GUE its port.
         upper, lower: thresholds.
         options: of the scheduler or the forwarding method.
         numbers: what ``--set`` sets: tcp, tcp_fin, udp.
@@ -67,6 +67,7 @@ class Request:
     server_port: int = 0
     method: str = "droute"
     tunnel: str = "ipip"
+    tunnel_port: int = 0
     weight: int = 1
     upper: int = 0
     lower: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lvskit.config.ipvsadm import tunnels
 from lvskit.config.ipvsadm.labels import PROTOCOLS, Labels, signed
 from lvskit.config.ipvsadm.values import OWN_FLAGS, format_option
 from lvskit.config.model import Server, Service, parse_endpoint
@@ -75,8 +76,10 @@ class Rules:
             words += ["-x", str(server.upper_threshold)]
         if self._lossless and server.lower_threshold:
             words += ["-y", str(server.lower_threshold)]
-        if server.method == "tunnel" and not self._lossless:
-            words += ["--tun-type", "ipip"]
-        for option, value in server.options.items():
+        options = server.options
+        if server.method == "tunnel":
+            said, options = tunnels.words_for(options, full=not self._lossless)
+            words += said
+        for option, value in options.items():
             words += ["--option", format_option(option, value)]
         return " ".join(words)

@@ -8,27 +8,26 @@ import lvskit_fwd_tunnel
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from lvskit_fwd_tunnel.ipip import Tunnel, outer_tos
+from lvskit_fwd_tunnel.ipip import Ipip
+from lvskit_fwd_tunnel.options import Options
+from lvskit_fwd_tunnel.outer import outer_tos
 from scapy.layers import inet, inet6
 from scapy.packet import Packet, Raw
 
 from lvskit import (
-    TCP,
     Drop,
     Reason,
     Refusal,
     Reply,
     Route,
-    ServiceKey,
     Transmit,
     load_plugins,
     refuse,
 )
-from lvskit.core.connection import Connection
-from lvskit.core.service import RealServer, VirtualService
 from lvskit.datapath.fragments import fragment
 from lvskit.testing import packets
 from lvskit.testing.packets import address
+from lvskit.testing.standins import StandInConnection, StandInServer
 
 HERE = {4: "192.168.1.175", 6: "2001:db8::175"}
 SERVER = {4: "192.168.1.11", 6: "2001:db8::11"}
@@ -42,13 +41,11 @@ class Wrapped:
     """A tunnel to one server over one route, and the connection that it is asked about."""
 
     def __init__(self, outer: int = 4, mtu: int = 1500) -> None:
-        service = VirtualService(ServiceKey.of(TCP, address(VIP[4]), 80))
-        server = RealServer(service, address(SERVER[outer]), 80)
-        self.tunnel = Tunnel(server)
+        server = StandInServer(address(SERVER[outer]))
+        self.tunnel = Ipip(server)
         self.route = Route(address(HERE[outer]), mtu)
         self.tunnel.route_changed(self.route)
-        server.transmit = self.tunnel.transmit
-        self.connection = Connection(TCP, bytes(12), server, 80)
+        self.connection = StandInConnection(packets.flow(CLIENT[4], 1, VIP[4], 80), server)
 
     def send(self, packet: bytes) -> Transmit | Reply:
         verdict = self.tunnel.transmit(self.connection, packet)
@@ -269,7 +266,7 @@ def test_a_changed_route_changes_what_was_kept(outer: int) -> None:
     wrapped = Wrapped(outer)
     packet = packets.tcp(CLIENT[4], 1, VIP[4], 80, "A", payload=bytes(1000))
     before = wrapped.sent(packet)
-    wrapped.route = Route(address({4: "192.168.1.174", 6: "2001:db8::174"}[outer]), 1100)
+    wrapped.route = Route(address({4: "192.168.1.174", 6: "2001:db8::174"}[outer]), 1400)
     wrapped.tunnel.route_changed(wrapped.route)
     after = wrapped.sent(packet)
     where = slice(12, 16) if outer == 4 else slice(8, 24)
@@ -278,7 +275,7 @@ def test_a_changed_route_changes_what_was_kept(outer: int) -> None:
     if outer == 4:
         assert inet.IP(after).chksum != inet.IP(before).chksum
     assert isinstance(
-        wrapped.send(packets.tcp(CLIENT[4], 1, VIP[4], 80, payload=bytes(1041))), Reply
+        wrapped.send(packets.tcp(CLIENT[4], 1, VIP[4], 80, payload=bytes(1341))), Reply
     )
 
 
@@ -303,10 +300,10 @@ def test_more_kinds_of_headers_than_are_kept() -> None:
         raw = wrapped.sent(packet)
         assert raw[2:4] == (48 + size).to_bytes(2, "big")
     assert wrapped.sent(packets.udp(CLIENT[4], 1, VIP[4], 80))[2:4] == b"\0\x30"
-    assert len(wrapped.tunnel._headers) <= 4096
+    assert len(wrapped.tunnel._known) <= 4096
 
 
 def test_records() -> None:
     (spec,) = lvskit_fwd_tunnel.lvskit_register_forwarders()
-    assert (spec.name, spec.keeps_port, spec.options) == ("tunnel", True, None)
+    assert (spec.name, spec.keeps_port, spec.options) == ("tunnel", True, Options)
     assert load_plugins().forwarder("tunnel").factory is spec.factory

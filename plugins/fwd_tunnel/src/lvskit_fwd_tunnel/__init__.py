@@ -1,11 +1,24 @@
-"""IPIP tunnel forwarding (LVS-TUN)."""
+"""Tunnel forwarding (LVS-TUN): IP in IP, GUE or GRE."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lvskit import ForwarderSpec, hookimpl
-from lvskit_fwd_tunnel.ipip import Tunnel
+from lvskit import ForwarderSpec, RealServer, hookimpl
+from lvskit_fwd_tunnel.gre import Gre, SummedGre
+from lvskit_fwd_tunnel.gue import Gue
+from lvskit_fwd_tunnel.ipip import Ipip
+from lvskit_fwd_tunnel.options import Options
+from lvskit_fwd_tunnel.outer import Tunnel
+
+
+def make(server: RealServer, options: Options) -> Tunnel:
+    """Return the tunnel to `server` of the kind that `options` name."""
+    if options.type == "gue":
+        return Gue(server, options)
+    if options.type == "gre":
+        return (SummedGre if options.checksum == "csum" else Gre)(server)
+    return Ipip(server)
 
 
 @hookimpl
@@ -14,7 +27,8 @@ def lvskit_register_forwarders() -> Iterable[ForwarderSpec]:
     return [
         ForwarderSpec(
             name="tunnel",
-            factory=Tunnel,
-            summary="IPIP tunnel: the server unpacks, and answers the client directly",
+            factory=make,
+            options=Options,
+            summary="IPIP, GUE or GRE tunnel: the server unpacks, and answers the client directly",
         )
     ]
