@@ -8,6 +8,7 @@ identification is 0 with DF, else counted.
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import ClassVar, Final
 
 from lvskit import (
@@ -30,6 +31,9 @@ _ICMP: Final = 1
 _CE: Final = 3
 _ECT0: Final = 2
 _CACHED: Final = 4096
+_FRONT: Final = Struct("!8sHH")  # of an IPv4 header: TTL and protocol in one, and the checksum
+_UNPACK: Final = _FRONT.unpack_from
+_PACK: Final = _FRONT.pack
 _TOO_BIG: Final = Drop(Reason.TOO_BIG)
 
 
@@ -83,16 +87,14 @@ class Tunnel:
         """Return the packet in its tunnel, or the ICMP error that it earns."""
         if packet[0] >> 4 != 4:
             return self._transmit_v6(packet)
-        ttl = packet[8]
-        if ttl <= 1:
+        front, life, total = _UNPACK(packet)
+        if life < 0x200:
             return refuse(packet, Refusal.TIME_EXCEEDED)
         # Decrementing the TTL adds 0x0100 to the checksum (RFC 1624), with end-around carry.
-        total = (packet[10] << 8 | packet[11]) + 0x100
+        total += 0x100
         if total >= 0xFFFF:
             total -= 0xFFFF
-        inner = b"%b%c%c%c%c%b" % (
-            packet[:8], ttl - 1, packet[9], total >> 8, total & 0xFF, packet[12:]
-        )  # fmt: skip
+        inner = _PACK(front, life - 0x100, total) + packet[12:]
         if len(packet) > self._mtu:
             return self._too_large(packet, inner)
         # Bytes 1 to 4 are TOS and length; 6 to 7 hold DF.
@@ -100,7 +102,8 @@ class Tunnel:
         head = self._known.get(known)
         if head is None:
             df = packet[6] & self._copied
-            head = self._head(4, packet[1], len(inner), ttl - 1, known, df, number=not df)
+            ttl = packet[8] - 1
+            head = self._head(4, packet[1], len(inner), ttl, known, df, number=not df)
         return Transmit(head + inner, self._route)
 
     def _too_large(self, packet: bytes, inner: bytes) -> Verdict:
