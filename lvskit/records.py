@@ -107,10 +107,12 @@ class ForwarderSpec(_Spec):
         factory: called with the real server and the options object once per server.
         keeps_port: packets stay as they are, so a server takes its service's port, and a server
             that is the director itself gets them on its local socket.
+        same_version: a server's address must be of the IP version of its service's packets.
     """
 
     factory: Callable[[RealServer, Any], Forwarder]
     keeps_port: bool = True
+    same_version: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lvskit.config.flags import flag_number
 from lvskit.config.model import Config, Server, Service, parse_endpoint, parse_netmask
 from lvskit.errors import ConfigError
-from lvskit.records import build_options
+from lvskit.records import ForwarderSpec, build_options
 from lvskit.settings import MAX_THRESHOLD, MAX_WEIGHT, ServiceKey, check_address, endpoint
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class _Checker:
         yield from _number(upper, 0, MAX_THRESHOLD, "upper_threshold", f"{path}.upper_threshold")
         limit = max(upper, 0)
         yield from _number(lower, 0, limit, "lower_threshold", f"{path}.lower_threshold")
-        found, keeps_port = self._method(server, path)
+        found, spec = self._method(server, path)
         yield from found
         try:
             address, port = parse_endpoint(server.address, "udp" if key.protocol == 17 else "tcp")
@@ -122,6 +122,13 @@ class _Checker:
         except ConfigError as err:
             yield str(err), f"{path}.address"
             return
+        if spec is not None and spec.same_version and (len(address) == 4) != (key.version == 4):
+            yield (
+                f"method {server.method!r} needs a server of its service's IP version, "
+                f"{key.version}; {server.address} is not",
+                f"{path}.address",
+            )
+        keeps_port = spec.keeps_port if spec is not None else server.method != "masq"
         if port is None or (keeps_port and not key.fwmark):
             port = key.port
         other = seen.setdefault((address, port), index)
@@ -130,16 +137,16 @@ class _Checker:
             name = endpoint(address, port)
             yield f"server {name} is there already, as `{there}[{other}]`", f"{path}.address"
 
-    def _method(self, server: Server, path: str) -> tuple[list[Problem], bool]:
-        """Return what is wrong with the method, and whether servers keep the service's port."""
+    def _method(self, server: Server, path: str) -> tuple[list[Problem], ForwarderSpec | None]:
+        """Return what is wrong with the method, and its record, None where it is not known."""
         if self._plugins is None:
-            return list(_name(server.method, "method", f"{path}.method")), server.method != "masq"
+            return list(_name(server.method, "method", f"{path}.method")), None
         try:
             spec = self._plugins.forwarder(server.method)
         except ConfigError as err:
-            return [(str(err), f"{path}.method")], True
+            return [(str(err), f"{path}.method")], None
         found = list(_tried(lambda: build_options(spec, server.options), f"{path}.options"))
-        return found, spec.keeps_port
+        return found, spec
 
 
 def _naming_path(service: Service, path: str) -> str:

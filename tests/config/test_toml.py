@@ -80,13 +80,22 @@ def test_faults(text: str, message: str) -> None:
         (SERVICE + 'flags = ["wlc-x"]', "unknown flag 'wlc-x' of scheduler wlc; allowed: flag-1"),
         (SERVICE + "options = { seed = 3 }", "unknown option 'seed'; options of wlc: none - at "
          "`$.service[0].options`"),
-        (SERVICE + SERVER + 'method = "masq"', "unknown forwarder 'masq'; installed: "),
+        (SERVICE + SERVER + 'method = "pigeon"', "unknown forwarder 'pigeon'; installed: "),
         (SERVICE + SERVER + "options = { x = 1 }", "unknown option 'x'"),
+        (SERVICE + '[[service.server]]\naddress = "[2001:db8::1]:23"\nmethod = "droute"',
+         "method 'droute' needs a server of its service's IP version, 4; [2001:db8::1]:23 is not - "
+         "at `$.service[0].server[0].address`"),
+        ('[[service]]\nfwmark = 3\nipv6 = true\n' + SERVER + 'method = "masq"',
+         "method 'masq' needs a server of its service's IP version, 6; 192.168.1.11 is not"),
     ],
 )  # fmt: skip
 def test_faults_of_plugins(text: str, message: str) -> None:
     assert message in fault(text, plugins=True)
     toml.loads(text)
+
+
+def test_any_ip_version_through_a_tunnel() -> None:
+    toml.loads(SERVICE + '[[service.server]]\naddress = "[2001:db8::1]:23"', plugins=PLUGINS)
 
 
 def test_flags_that_are_numbers() -> None:

@@ -297,12 +297,12 @@ def test_connections_follow_a_change_of_routes() -> None:
     assert service.servers[0].route is slow
     assert still.transmit == bound
 
-    slow.mtu = 70  # the path is narrower: the same route object, a new value
+    slow.mtu = 90  # the path is narrower: the same route object, a new value
     world.director.routes_changed()
-    verdict = world.send("A", payload=bytes(11))
+    verdict = world.send("A", payload=bytes(31))
     assert isinstance(verdict, Reply)
     assert verdict.reason is Reason.TOO_BIG
-    assert isinstance(world.send("A", payload=bytes(10)), Transmit)
+    assert isinstance(world.send("A", payload=bytes(30)), Transmit)
 
     world.routes[ONE] = Route(HERE, 65536, local=True)
     world.director.routes_changed()
@@ -697,12 +697,12 @@ def picture(director: Director) -> object:
         (NotUnicast, lambda d: d.add_server(WEB, address("224.0.0.1"), None, SERVER)),
         (OutOfRange, lambda d: d.add_server(WEB, TWO, None, ServerSettings(weight=-1))),
         (OutOfRange, lambda d: d.add_server(WEB, TWO, None, ServerSettings(upper=1, lower=2))),
-        (UnknownPlugin, lambda d: d.add_server(WEB, TWO, None, ServerSettings(method="masq"))),
+        (UnknownPlugin, lambda d: d.add_server(WEB, TWO, None, ServerSettings(method="pigeon"))),
         (ConfigError, lambda d: d.add_server(WEB, TWO, None, ServerSettings(options={"x": 1}))),
         (ServiceNotFound, lambda d: d.edit_server(DNS, ONE, None, SERVER)),
         (ServerNotFound, lambda d: d.edit_server(WEB, TWO, None, SERVER)),
         (OutOfRange, lambda d: d.edit_server(WEB, ONE, None, ServerSettings(weight=2**31))),
-        (UnknownPlugin, lambda d: d.edit_server(WEB, ONE, None, ServerSettings(method="masq"))),
+        (UnknownPlugin, lambda d: d.edit_server(WEB, ONE, None, ServerSettings(method="pigeon"))),
         (ServiceNotFound, lambda d: d.remove_server(DNS, ONE, None, 0.0)),
         (ServerNotFound, lambda d: d.remove_server(WEB, TWO, None, 0.0)),
         (ServerNotFound, lambda d: d.remove_server(WEB, ONE, 8080, 0.0)),
