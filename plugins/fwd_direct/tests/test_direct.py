@@ -90,6 +90,16 @@ def test_options_and_every_checksum(identification: int, options: bytes) -> None
     assert sent(packet) == decremented(packet)
 
 
+def test_the_checksum_where_it_wraps() -> None:
+    """Among all the headers are those where adding one hop's worth carries, and gives 0."""
+    seen = set()
+    for identification in range(0, 65536, 31):
+        packet = packets.ip(CLIENT[4], VIP[4], UDP, b"", identification=identification)
+        seen.add(int.from_bytes(packet[10:12], "big") >= 0xFEFF)
+        assert sent(packet) == decremented(packet)
+    assert seen == {True, False}
+
+
 @EACH_VERSION
 @pytest.mark.parametrize("ttl", [0, 1])
 def test_a_packet_at_the_end_of_its_life_is_answered(version: int, ttl: int) -> None:
