@@ -26,7 +26,7 @@ from lvskit import (
     load_plugins,
     refuse,
 )
-from lvskit.core.fragments import fragment
+from lvskit.datapath.fragments import fragment
 from lvskit.plugins import Source
 from lvskit.testing import packets
 from lvskit.testing.packets import address

@@ -23,7 +23,7 @@ from lvskit import (
     Transmit,
     refuse,
 )
-from lvskit.core.fragments import fragment
+from lvskit.datapath.fragments import fragment
 from lvskit.testing import packets
 from lvskit.testing.packets import address
 from lvskit.testing.standins import StandInConnection, StandInServer
