@@ -67,7 +67,7 @@ def summary(status: dict[str, Any]) -> str:
 
 
 def _service_line(config: dict[str, Any]) -> str:
-    kind = next(kind for kind in ("tcp", "udp", "fwmark") if kind in config)
+    kind = next(kind for kind in ("tcp", "udp", "sctp", "fwmark") if kind in config)
     version = " (IPv6)" if config.get("ipv6") else ""
     parts = [f"{kind} {config[kind]}{version}", config.get("scheduler", "wlc")]
     if config.get("persistent"):

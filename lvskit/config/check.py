@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from lvskit.config.flags import flag_number
+from lvskit.config.ipvsadm.labels import PROTOCOLS
 from lvskit.config.model import Config, Server, Service, parse_endpoint, parse_netmask
 from lvskit.errors import ConfigError
 from lvskit.records import ForwarderSpec, build_options
@@ -70,7 +71,7 @@ class _Checker:
         )
         if key.port == 0 and not key.fwmark and not service.persistent:
             yield f"{key}: port 0 (every port) needs persistence", f"{path}.persistent"
-        if service.one_packet and service.tcp is not None:
+        if service.one_packet and service.protocol != "udp" and not key.fwmark:
             yield "one_packet schedules datagrams; allowed for udp and fwmark", f"{path}.one_packet"
         if service.ipv6 and service.fwmark is None:
             yield "ipv6 belongs to fwmark; an address says it by itself", f"{path}.ipv6"
@@ -117,7 +118,7 @@ class _Checker:
         found, spec = self._method(server, path)
         yield from found
         try:
-            address, port = parse_endpoint(server.address, "udp" if key.protocol == 17 else "tcp")
+            address, port = parse_endpoint(server.address, PROTOCOLS.get(key.protocol, "tcp"))
             check_address(address)
         except ConfigError as err:
             yield str(err), f"{path}.address"
@@ -150,7 +151,7 @@ class _Checker:
 
 
 def _naming_path(service: Service, path: str) -> str:
-    named = [name for name in ("tcp", "udp", "fwmark") if getattr(service, name) is not None]
+    named = service.named
     return f"{path}.{named[0]}" if len(named) == 1 else path
 
 

@@ -128,8 +128,6 @@ def unsupported(request: Request) -> str:
     """Return why a request that ipvsadm would grant cannot be granted; empty if it can."""
     if request.command == "start-daemon":
         return "connection synchronization is not there yet; no plugin provides it"
-    if request.command in ("add-service", "add-server") and request.protocol == "sctp":
-        return "SCTP is not balanced yet; allowed: -t, -u, -f"
     if request.engine:
         return f"no plugin provides the persistence engine '{request.engine}'"
     return ""

@@ -8,17 +8,18 @@ at fault, as msgspec does: ``$.service[0].server[1].weight``.
 from __future__ import annotations
 
 import ipaddress
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from lvskit.config.names import port_of
 from lvskit.errors import ConfigError
 from lvskit.settings import ServerSettings, ServiceKey, ServiceSettings, endpoint
-from lvskit.types import TCP, UDP
+from lvskit.types import SCTP, TCP, UDP
 
 DEFAULT_PERSISTENCE_S = 360
-_PROTOCOLS = {"tcp": TCP, "udp": UDP}
+_PROTOCOLS = {"tcp": TCP, "udp": UDP, "sctp": SCTP}
+_NAMES = {number: name for name, number in _PROTOCOLS.items()}
 
 
 class Server(
@@ -56,10 +57,10 @@ class Server(
 class Service(
     msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True
 ):
-    """A virtual service: exactly one of `tcp`, `udp` and `fwmark` names it.
+    """A virtual service: exactly one of `tcp`, `udp`, `sctp` and `fwmark` names it.
 
     Attributes:
-        tcp, udp: `host:port`; port 0 = every port (needs `persistent`).
+        tcp, udp, sctp: `host:port`; port 0 = every port (needs `persistent`).
         fwmark: the firewall mark of its packets; with `ipv6`, of IPv6 packets.
         scheduler: by name.
         flags: the scheduler's flags, as ``-b`` takes them.
@@ -72,6 +73,7 @@ class Service(
 
     tcp: str | None = None
     udp: str | None = None
+    sctp: str | None = None
     fwmark: int | None = None
     ipv6: bool = False
     scheduler: str = "wlc"
@@ -82,12 +84,24 @@ class Service(
     one_packet: bool = False
     server: list[Server] = []
 
+    @property
+    def named(self) -> list[str]:
+        """Those of the fields that name a service which are given."""
+        return [name for name in (*_PROTOCOLS, "fwmark") if getattr(self, name) is not None]
+
+    @property
+    def protocol(self) -> str:
+        """The protocol whose names its ports may have; a mark's are TCP's."""
+        return next((name for name in self.named if name in _PROTOCOLS), "tcp")
+
     def key(self) -> ServiceKey:
         """Return the core's key; `ConfigError` where the names do not make one."""
-        named = [n for n in ("tcp", "udp", "fwmark") if getattr(self, n) is not None]
+        named = self.named
         if len(named) != 1:
             given = ", ".join(named) or "none"
-            raise ConfigError(f"a service needs exactly one of tcp, udp and fwmark; given: {given}")
+            raise ConfigError(
+                f"a service needs exactly one of {', '.join(_PROTOCOLS)} and fwmark; given: {given}"
+            )
         if self.fwmark is not None:
             return ServiceKey.mark(self.fwmark, 6 if self.ipv6 else 4)
         protocol = named[0]
@@ -266,8 +280,7 @@ def name_service(key: ServiceKey) -> dict[str, Any]:
     """Return the fields of `Service` that name `key`."""
     if key.fwmark:
         return {"fwmark": key.fwmark, "ipv6": key.version == 6}
-    protocol: Literal["tcp", "udp"] = "tcp" if key.protocol == TCP else "udp"
-    return {protocol: endpoint(key.address, key.port)}
+    return {_NAMES[key.protocol]: endpoint(key.address, key.port)}
 
 
 def service_of(key: ServiceKey, settings: ServiceSettings, flags: list[str]) -> Service:

@@ -268,8 +268,7 @@ class Control:
     def _server(self, named: Named) -> tuple[ServiceKey, bytes, int | None, Server]:
         if named.server is None:
             raise ConfigError("parameter server is missing - at $.server")
-        protocol = "udp" if named.service.udp is not None else "tcp"
-        address, port = parse_endpoint(named.server.address, protocol)
+        address, port = parse_endpoint(named.server.address, named.service.protocol)
         return named.service.key(), address, port, named.server
 
     def _add_server(self, named: Named) -> None:

@@ -64,7 +64,7 @@ def _change_servers(control: Control, key: ServiceKey, service: Service, now: fl
     left = {(server.address, server.port): server for server in live.servers}
     done = []
     for server in service.server:
-        address, port = parse_endpoint(server.address, "udp" if service.udp else "tcp")
+        address, port = parse_endpoint(server.address, service.protocol)
         port = director.server_port(live, port, server.method)
         name = f"{endpoint(address, port)} of {key}"
         found = left.pop((address, port), None)

@@ -86,7 +86,7 @@ def tunnels() -> st.SearchStrategy[dict[str, Any]]:
 @st.composite
 def services(draw: st.DrawFn, extra: st.SearchStrategy[dict[str, Any]]) -> Service:
     """Draw a virtual service with its servers; `extra`: options of scheduler and method."""
-    kind = draw(st.sampled_from(["tcp", "udp", "fwmark"]))
+    kind = draw(st.sampled_from(["tcp", "udp", "sctp", "fwmark"]))
     version = draw(st.sampled_from([4, 6]))
     persistent = draw(st.just(0) | st.integers(1, MAX_TIMEOUT_S))
     if kind == "fwmark":
@@ -106,7 +106,7 @@ def services(draw: st.DrawFn, extra: st.SearchStrategy[dict[str, Any]]) -> Servi
         options=draw(extra),
         persistent=persistent,
         netmask=draw(netmasks(version)),
-        one_packet=kind != "tcp" and draw(st.booleans()),
+        one_packet=kind in ("udp", "fwmark") and draw(st.booleans()),
         server=draw(st.lists(servers(ports, extra), max_size=4, unique_by=lambda s: s.address)),
     )
 

@@ -119,6 +119,7 @@ def test_status(daemon: str, capsys: pytest.CaptureFixture[str]) -> None:
     call("add_server", {"service": telnet, "server": {"address": "192.168.1.181"}})
     call("add_server", {"service": telnet, "server": {"address": "192.168.1.19", "weight": 0}})
     call("add_service", {"service": {"fwmark": 7, "ipv6": True, "scheduler": "rr"}})
+    call("add_service", {"service": {"sctp": "192.168.1.176:2905"}})
     assert main(["status"]) == 0
     assert (
         capsys.readouterr().out
@@ -131,6 +132,9 @@ tcp 192.168.1.176:23, wlc, persistent 360 s
   192.168.1.181:23  tunnel  weight 1  0 active  0 inactive
 
 fwmark 7 (IPv6), rr
+  no real servers
+
+sctp 192.168.1.176:2905, wlc
   no real servers
 """
     )

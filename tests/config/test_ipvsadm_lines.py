@@ -60,6 +60,7 @@ def test_to_lines_keeps_the_order() -> None:
         service=[
             Service(udp="[2001:db8::1]:53", one_packet=True, netmask=64, server=servers),
             Service(fwmark=4294967295),
+            Service(sctp="10.0.0.1:2905", server=servers[:1]),
         ]
     )
     assert to_lines(config) == [
@@ -67,6 +68,8 @@ def test_to_lines_keeps_the_order() -> None:
         "-a -u [2001:db8::1]:53 -r 10.0.0.9:53 -g -w 1",
         "-a -u [2001:db8::1]:53 -r 10.0.0.1:53 -m -w 1",
         "-A -f 4294967295 -s wlc",
+        "-A --sctp-service 10.0.0.1:2905 -s wlc",
+        "-a --sctp-service 10.0.0.1:2905 -r 10.0.0.9:2905 -g -w 1",
     ]
 
 
@@ -78,7 +81,6 @@ def test_to_lines_keeps_the_order() -> None:
         ("-A -t 10.0.0.1:80", "rules:2: service TCP 10.0.0.1:80 is there already"),
         ("-a -t 10.0.0.1:81 -r 10.0.0.2 -i", "no service TCP 10.0.0.1:81; -A comes first"),
         ("-D -t 10.0.0.1:80", "'delete-service' makes no rule; allowed: -A, -a, --set"),
-        ("-A --sctp-service 10.0.0.1:80", "SCTP is not balanced yet"),
         ("-A -t 10.0.0.1:81 --pe sip", "no plugin provides the persistence engine 'sip'"),
         (
             "-a -t 10.0.0.1:80 -r 10.0.0.2 -i --tun-type gre --option type=ipip",

@@ -52,13 +52,14 @@ def fault(text: str, *, plugins: bool = False) -> str:
          "`$.service[0].netmask`"),
         (SERVICE + 'netmask = "255"', "netmask '255'; allowed: a mask like 255.255.255.0"),
         (SERVICE + "one_packet = true", "one_packet schedules datagrams"),
+        ('[[service]]\nsctp = "1.2.3.4:1"\none_packet = true', "one_packet schedules datagrams"),
         (SERVICE + "ipv6 = true", "ipv6 belongs to fwmark"),
         ('[[service]]\ntcp = "192.168.1.176"', "names no port; write host:port - at "
          "`$.service[0].tcp`"),
         ('[[service]]\ntcp = "192.168.1.176:nope"', "port 'nope'"),
         ('[[service]]\ntcp = "192.168.1.176:0"', "port 0 (every port) needs persistence"),
-        ('[[service]]\nudp = "1.2.3.4:1"\nfwmark = 3', "exactly one of tcp, udp and fwmark; given: "
-         "udp, fwmark - at `$.service[0]`"),
+        ('[[service]]\nudp = "1.2.3.4:1"\nfwmark = 3', "exactly one of tcp, udp, sctp and fwmark; "
+         "given: udp, fwmark - at `$.service[0]`"),
         ("[[service]]\nfwmark = 0", "fwmark 0; allowed: 1 to 4294967295 - at "
          "`$.service[0].fwmark`"),
         ("[director]\nsize = 0", "size 0; allowed: 1 to"),

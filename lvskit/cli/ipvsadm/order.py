@@ -52,8 +52,7 @@ def sorted_by_key(items: list[T], key: Callable[[T], ServiceKey]) -> list[T]:
 
 def sorted_by_address(items: list[T], config: Callable[[T], Server], service: Service) -> list[T]:
     """Return the servers of `service` in the order of listings: by address, then port."""
-    protocol = "udp" if service.udp is not None else "tcp"
-    keyed = [(parse_endpoint(config(item).address, protocol), item) for item in items]
+    keyed = [(parse_endpoint(config(item).address, service.protocol), item) for item in items]
     return [item for _, item in merge_sort(keyed, lambda a, b: _compare_servers(a[0], b[0]))]
 
 

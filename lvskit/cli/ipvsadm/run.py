@@ -169,8 +169,6 @@ class _Lines:
     # --- services and servers ---
 
     def _add_service(self, request: Request) -> None:
-        if request.protocol == "sctp":
-            raise self._session.refuse(request)
         if request.engine:
             self._check_engine(request, there=True, complaint="Service already exists")
         self._on_service("add_service", request, request.service_params())
@@ -196,16 +194,12 @@ class _Lines:
         return find(self._session, request) is not None
 
     def _on_service(self, method: str, request: Request, service: dict[str, Any]) -> None:
-        if request.protocol == "sctp":
-            raise Skip("No such service")  # none can have been added
         try:
             self._session.call(method, {"service": service})
         except LvskitError as err:
             raise self._failed(err, _SERVICE_MESSAGES) from err
 
     def _on_server(self, method: str, request: Request) -> None:
-        if request.protocol == "sctp":
-            raise Skip("Service not defined")
         server = request.server_params()
         if method == "delete_server":
             server = {"address": server["address"]}

@@ -91,8 +91,6 @@ def _show_services(session: Session, request: Request) -> None:
 
 
 def _find(status: Status, request: Request) -> ServiceStatus | None:
-    if request.protocol == "sctp":
-        return None  # none can have been added
     key = msgspec.convert(request.name_params(), Service).key()
     return next((service for service in status.services if service.config.key() == key), None)
 

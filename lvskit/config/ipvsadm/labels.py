@@ -6,9 +6,9 @@ import socket
 
 from lvskit.config.names import Names
 from lvskit.settings import ServiceKey
-from lvskit.types import TCP, UDP
+from lvskit.types import SCTP, TCP, UDP
 
-PROTOCOLS = {TCP: "tcp", UDP: "udp"}
+PROTOCOLS = {TCP: "tcp", UDP: "udp", SCTP: "sctp"}
 
 
 class Labels:

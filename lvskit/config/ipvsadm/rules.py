@@ -9,7 +9,7 @@ from lvskit.config.model import Server, Service, parse_endpoint
 from lvskit.settings import ServiceKey
 
 METHODS = {"tunnel": "-i", "droute": "-g", "masq": "-m"}
-_OPTIONS = {"tcp": "-t", "udp": "-u"}
+_OPTIONS = {"tcp": "-t", "udp": "-u", "sctp": "--sctp-service"}
 
 
 def known_flags(service: Service) -> list[str]:
