@@ -17,7 +17,9 @@ from lvskit.types import PROTOCOL_NAMES, SCTP, TCP, UDP
 MAX_WEIGHT: Final = 2**31 - 1
 MAX_THRESHOLD: Final = 2**31 - 1
 MAX_MARK: Final = 2**32 - 1
-_MAX_SETTING: Final = 2**31 - 1
+MAX_TIMEOUT_S: Final = 31 * 86400
+"""The longest timeout, of a connection or of persistence: ipvsadm's own bound."""
+_INT: Final = (-(2**31), 2**31 - 1)
 
 
 def endpoint(address: bytes, port: int) -> str:
@@ -162,6 +164,8 @@ MODES: Final = frozenset({"drop_entry", "drop_packet", "secure_tcp"})
 class Settings:
     """The values of every setting; whole numbers, 0 = off, any other number = on.
 
+    As in the kernel, all but defences and timeouts may be any number of 32 bits.
+
     Attributes:
         am_droprate: `drop_packet` 3 drops one new connection's packet in this many.
         amemthresh: free entries of the table below which defences set to 1 start.
@@ -223,6 +227,13 @@ NAMES: Final = tuple(field.name for field in dataclasses.fields(Settings))
 """Every setting, in the order of `Settings`."""
 
 
+def allowed(name: str) -> tuple[int, int]:
+    """Return the least and the greatest value of a setting."""
+    if name in MODES:
+        return 0, 3
+    return (1, MAX_TIMEOUT_S) if name.startswith("timeout_") else _INT
+
+
 def check_settings(changes: Mapping[str, int | None]) -> None:
     """Raise `ConfigError` for a name that is no setting, or a value that it cannot have.
 
@@ -234,13 +245,17 @@ def check_settings(changes: Mapping[str, int | None]) -> None:
             raise ConfigError(f"unknown setting {name!r}; allowed: {', '.join(NAMES)}")
         if value is None:
             continue
-        low, high = 0, _MAX_SETTING
-        if name in MODES:
-            high = 3
-        elif name.startswith("timeout_"):
-            low = 1
+        low, high = allowed(name)
         if type(value) is not int or not low <= value <= high:
             raise ConfigError(f"setting {name} = {value!r}; allowed: {low} to {high}")
+
+
+def plain(changes: Mapping[str, int | None]) -> dict[str, int | None]:
+    """Return `changes` with 1 for every 2 of a defence.
+
+    The kernel takes either, and shows 2 while such a defence is at work and 1 while it waits.
+    """
+    return {name: 1 if value == 2 and name in MODES else value for name, value in changes.items()}
 
 
 def merged(base: Settings, changes: Mapping[str, int]) -> Settings:

@@ -49,11 +49,15 @@ def summary(status: dict[str, Any]) -> str:
     lines = [
         f"{status['entries']} of at most {status['size']} entries in the connection table; "
         f"{status['shed']} shed, {status['refused']} refused",
+        f"{_at_work(status['defences'])}; so far {status['dropped']} entries dropped by "
+        f"drop_entry, {status['lost']} packets by drop_packet",
         f"{rates['conns']} connections, {rates['inpkts']} packets and {rates['inbytes']} bytes "
         "per second",
     ]
     for service in status["services"]:
         lines += ["", _service_line(service["config"])]
+        if service["defences"] != status["defences"]:
+            lines[-1] += f"; {_at_work(service['defences'])}"
         rows = [_server_row(server) for server in service["servers"]]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
@@ -66,12 +70,17 @@ def summary(status: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _at_work(defences: list[str]) -> str:
+    return f"at work: {', '.join(defences)}" if defences else "no defence at work"
+
+
 def _service_line(config: dict[str, Any]) -> str:
     kind = next(kind for kind in ("tcp", "udp", "sctp", "fwmark") if kind in config)
     version = " (IPv6)" if config.get("ipv6") else ""
     parts = [f"{kind} {config[kind]}{version}", config.get("scheduler", "wlc")]
     if config.get("persistent"):
         parts.append(f"persistent {config['persistent']} s")
+    parts += [f"{name}={value}" for name, value in config.get("settings", {}).items()]
     return ", ".join(parts)
 
 

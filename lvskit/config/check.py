@@ -8,19 +8,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lvskit.config.flags import flag_number
 from lvskit.config.ipvsadm.labels import PROTOCOLS
 from lvskit.config.model import Config, Server, Service, parse_endpoint, parse_netmask
+from lvskit.config.settings import SHORT
+from lvskit.core.administration import BYPASS
 from lvskit.errors import ConfigError
 from lvskit.records import ForwarderSpec, build_options
-from lvskit.settings import MAX_THRESHOLD, MAX_WEIGHT, ServiceKey, check_address, endpoint
+from lvskit.settings import (
+    MAX_THRESHOLD,
+    MAX_TIMEOUT_S,
+    MAX_WEIGHT,
+    ServiceKey,
+    check_address,
+    check_settings,
+    endpoint,
+)
 
 if TYPE_CHECKING:
     from lvskit.plugins import Plugins
 
-MAX_PERSISTENCE_S = 31 * 86400
 MAX_SIZE = 1 << 30
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -49,9 +59,14 @@ class _Checker:
                 "$.director.size",
             )
         yield from _name(config.director.datapath, "datapath", "$.director.datapath")
-        for name in ("tcp", "tcp_fin", "udp"):
-            value = getattr(config.timeouts, name)
-            yield from _number(value, 0, MAX_PERSISTENCE_S, f"timeout {name}", f"$.timeouts.{name}")
+        for field, name in SHORT.items():
+            path, value = f"$.timeouts.{field}", getattr(config.timeouts, field)
+            if value is None:
+                continue
+            yield from _number(value, 0, MAX_TIMEOUT_S, f"timeout {field}", path)
+            if name in config.settings:
+                yield f"setting {name} is there already, as `{path}`", f"$.settings.{name}"
+        yield from self._settings(config.settings, "$.settings")
         seen: dict[ServiceKey, int] = {}
         for index, service in enumerate(config.service):
             path = f"$.service[{index}]"
@@ -66,9 +81,7 @@ class _Checker:
             yield from self._service(service, key, path)
 
     def _service(self, service: Service, key: ServiceKey, path: str) -> Iterator[Problem]:
-        yield from _number(
-            service.persistent, 0, MAX_PERSISTENCE_S, "persistent", f"{path}.persistent"
-        )
+        yield from _number(service.persistent, 0, MAX_TIMEOUT_S, "persistent", f"{path}.persistent")
         if key.port == 0 and not key.fwmark and not service.persistent:
             yield f"{key}: port 0 (every port) needs persistence", f"{path}.persistent"
         if service.one_packet and service.protocol != "udp" and not key.fwmark:
@@ -77,9 +90,21 @@ class _Checker:
             yield "ipv6 belongs to fwmark; an address says it by itself", f"{path}.ipv6"
         yield from _tried(lambda: parse_netmask(service.netmask, key.version), f"{path}.netmask")
         yield from self._scheduler(service, path)
+        yield from self._settings(service.settings, f"{path}.settings")
         seen: dict[tuple[bytes, int], int] = {}
         for index, server in enumerate(service.server):
             yield from self._server(server, key, f"{path}.server[{index}]", index, seen)
+
+    def _settings(self, settings: dict[str, Any], path: str) -> Iterator[Problem]:
+        for name, value in settings.items():
+            place = f"{path}.{name}"
+            if value is None:
+                yield f"setting {name} has no value", place
+                continue
+            wrong = list(_tried(partial(check_settings, {name: value}), place))
+            if not wrong and name == "cache_bypass" and value and self._plugins:
+                wrong = list(_tried(partial(self._plugins.forwarder, BYPASS.method), place))
+            yield from wrong
 
     def _scheduler(self, service: Service, path: str) -> Iterator[Problem]:
         if self._plugins is None:

@@ -1,8 +1,8 @@
 """A configuration as lines of ipvsadm, and back, without loss.
 
 The lines are what ``lvsadm -R`` reads: ``--set`` first, then each service with its servers in the
-order of addition. Thresholds are in them, which ``ipvsadm -S`` leaves out. The daemon's own
-settings (`Config.director`) are no rules, so they are not.
+order of addition. Settings and thresholds are in them, which ``ipvsadm -S`` leaves out. What is
+about the daemon itself (`Config.director`) is no rule, so it is not.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from lvskit.config.ipvsadm.request import Request, Skip, Stop
 from lvskit.config.ipvsadm.rules import Rules
 from lvskit.config.model import Config, Server, Service, Timeouts
 from lvskit.config.names import Names
+from lvskit.config.settings import SHORT, director_values, format_assignments, in_short
 from lvskit.errors import ConfigError
 from lvskit.settings import ServiceKey, endpoint
 
@@ -36,12 +37,14 @@ def split_line(line: str, prog: str = "ipvsadm") -> list[str]:
 
 
 def to_lines(config: Config) -> list[str]:
-    """Return the rules that make the services and timeouts of `config`."""
+    """Return the rules that make the services and settings of `config`."""
     rules = Rules(Labels(), lossless=True)
-    timeouts = config.timeouts
+    timeouts, settings = in_short(director_values(config, {}))
     lines = []
-    if timeouts != Timeouts():
-        lines.append(f"--set {timeouts.tcp} {timeouts.tcp_fin} {timeouts.udp}")
+    if timeouts:
+        lines.append(" ".join(["--set", *(str(timeouts.get(name, 0)) for name in SHORT)]))
+    if settings:
+        lines.append(" ".join(["--set", *format_assignments(settings)]))
     for service in config.service:
         lines += rules.lines(service, service.server)
     return lines
@@ -77,17 +80,13 @@ class _Builder:
     def __init__(self) -> None:
         self._services: dict[ServiceKey, Service] = {}
         self._servers: dict[ServiceKey, list[Server]] = {}
-        self._timeouts = Timeouts()
+        self._settings: dict[str, int] = {}
 
     def take(self, request: Request) -> None:
         if request.command not in _MAKING:
             raise ConfigError(f"'{request.command}' makes no rule; allowed: -A, -a, --set")
         if request.command == "set":
-            present = self._timeouts
-            tcp, tcp_fin, udp = request.numbers
-            self._timeouts = Timeouts(
-                tcp=tcp or present.tcp, tcp_fin=tcp_fin or present.tcp_fin, udp=udp or present.udp
-            )
+            self._set(request)
             return
         refuse_unsupported(request)
         if request.command == "add-service":
@@ -98,18 +97,36 @@ class _Builder:
             self._services[key] = service
             self._servers[key] = []
             return
-        key = msgspec.convert(request.name_params(), Service).key()
-        if key not in self._services:
-            raise ConfigError(f"no service {key}; -A comes first")
+        key = self._named(request)
         server = msgspec.convert(request.server_params(), Server)
         if any(server.address == other.address for other in self._servers[key]):
             name = endpoint(request.server, request.server_port)
             raise ConfigError(f"server {name} is in {key} already")
         self._servers[key].append(server)
 
+    def _named(self, request: Request) -> ServiceKey:
+        key = msgspec.convert(request.name_params(), Service).key()
+        if key not in self._services:
+            raise ConfigError(f"no service {key}; -A comes first")
+        return key
+
+    def _set(self, request: Request) -> None:
+        settings = self._settings
+        if "service-address" in request.given:
+            settings = self._services[self._named(request)].settings
+        short = zip(SHORT.values(), request.numbers, strict=True)
+        changes = request.changes or {name: number for name, number in short if number}
+        for name, value in changes.items():
+            if value is None:
+                settings.pop(name, None)
+            else:
+                settings[name] = value
+
     def config(self) -> Config:
+        timeouts, settings = in_short(self._settings)
         return Config(
-            timeouts=self._timeouts,
+            timeouts=Timeouts(**timeouts),
+            settings=settings,
             service=[
                 msgspec.structs.replace(service, server=self._servers[key])
                 for key, service in self._services.items()

@@ -68,6 +68,7 @@ class Service(
         persistent: seconds that a client keeps its server; 0 = not.
         netmask: granularity of persistence: an IPv4 mask, or a prefix length.
         one_packet: schedule every datagram for itself (UDP).
+        settings: the settings that it has for itself, by the kernel's names.
         server: its real servers, in the order of addition.
     """
 
@@ -82,6 +83,8 @@ class Service(
     persistent: int = 0
     netmask: str | int | None = None
     one_packet: bool = False
+    # Values are judged by `check_settings`: msgspec's complaint would not name the setting.
+    settings: dict[str, Any] = {}
     server: list[Server] = []
 
     @property
@@ -111,12 +114,18 @@ class Service(
         return ServiceKey.of(_PROTOCOLS[protocol], address, port)
 
 
-class Timeouts(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """Seconds that an idle connection is kept (``--set``); 0 keeps the present value."""
+class Timeouts(
+    msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """Seconds that an idle connection is kept (``--set``); 0 keeps the present value.
 
-    tcp: int = 900
-    tcp_fin: int = 120
-    udp: int = 300
+    The same as the director's settings timeout_established, timeout_finwait and timeout_udp;
+    None = they are not given, or given there.
+    """
+
+    tcp: int | None = None
+    tcp_fin: int | None = None
+    udp: int | None = None
 
 
 class DirectorConfig(
@@ -146,70 +155,20 @@ class DirectorConfig(
 class Config(
     msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True
 ):
-    """Everything that a configuration file says."""
+    """Everything that a configuration file says.
+
+    Attributes:
+        director: the daemon itself.
+        timeouts: three of the director's settings, in short.
+        settings: the director's settings by the kernel's names, for all services that have no
+            value of their own.
+        service: the virtual services.
+    """
 
     director: DirectorConfig = DirectorConfig()
     timeouts: Timeouts = Timeouts()
+    settings: dict[str, Any] = {}
     service: list[Service] = []
-
-
-# --- live state, as the control socket tells it ---
-
-
-class Stats(msgspec.Struct):
-    """What passed (`kind` = totals) or passes per second."""
-
-    conns: int
-    inpkts: int
-    outpkts: int
-    inbytes: int
-    outbytes: int
-
-
-class ServerStatus(msgspec.Struct):
-    """A real server as it is: what it was told, and its counters."""
-
-    config: Server
-    active: int
-    inactive: int
-    persistent: int
-    overloaded: bool
-    stats: Stats
-    rates: Stats
-
-
-class ServiceStatus(msgspec.Struct):
-    """A virtual service as it is; its servers newest first, the scheduler's order."""
-
-    config: Service
-    servers: list[ServerStatus]
-    stats: Stats
-    rates: Stats
-
-
-class Status(msgspec.Struct):
-    """The director as it is."""
-
-    version: str
-    size: int
-    timeouts: Timeouts
-    services: list[ServiceStatus]
-    stats: Stats
-    rates: Stats
-    entries: int
-    shed: int
-    refused: int
-
-
-class ConnectionStatus(msgspec.Struct):
-    """One entry of the connection table; ports 0 mark a persistence template."""
-
-    protocol: str
-    client: str
-    virtual: str
-    server: str
-    state: str
-    expires_s: float
 
 
 # --- text and bytes ---
@@ -283,7 +242,9 @@ def name_service(key: ServiceKey) -> dict[str, Any]:
     return {_NAMES[key.protocol]: endpoint(key.address, key.port)}
 
 
-def service_of(key: ServiceKey, settings: ServiceSettings, flags: list[str]) -> Service:
+def service_of(
+    key: ServiceKey, settings: ServiceSettings, flags: list[str], overrides: dict[str, int]
+) -> Service:
     """Return the model of a service (without servers) as the core has it."""
     return Service(
         **name_service(key),
@@ -293,6 +254,7 @@ def service_of(key: ServiceKey, settings: ServiceSettings, flags: list[str]) -> 
         persistent=settings.persistence_s,
         netmask=format_netmask(settings.netmask),
         one_packet=settings.one_packet,
+        settings=overrides,
     )
 
 

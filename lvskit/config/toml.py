@@ -67,6 +67,10 @@ def dumps(config: Config) -> str:
         table = _table(getattr(config, name), f"$.{name}")
         if table:
             parts.append([f"[{name}]", *table])
+    if config.settings:
+        pairs = config.settings.items()
+        lines = [f"{_key(name)} = {_value(value, f'$.settings.{name}')}" for name, value in pairs]
+        parts.append(["[settings]", *lines])
     for index, service in enumerate(config.service):
         parts += _service(service, f"$.service[{index}]")
     return "\n\n".join("\n".join(lines) for lines in parts) + "\n" if parts else ""

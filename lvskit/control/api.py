@@ -15,33 +15,33 @@ import msgspec
 from lvskit.config.flags import flag_name, flag_number
 from lvskit.config.model import (
     Config,
-    ConnectionStatus,
     Server,
-    ServerStatus,
     Service,
-    ServiceStatus,
-    Stats,
-    Status,
     Timeouts,
     parse_endpoint,
     parse_netmask,
     server_of,
     service_of,
 )
+from lvskit.config.settings import SHORT, in_short
+from lvskit.config.status import (
+    ConnectionStatus,
+    ServerStatus,
+    ServiceStatus,
+    SettingStatus,
+    Stats,
+    Status,
+)
+from lvskit.control import tuning
 from lvskit.control.reconcile import reconcile
 from lvskit.core.director import Director
 from lvskit.core.service import RealServer, VirtualService
 from lvskit.core.stats import Estimator
 from lvskit.errors import ConfigError, RpcError
 from lvskit.plugins import Plugins
-from lvskit.settings import ServiceKey, ServiceSettings, endpoint
+from lvskit.settings import ServiceKey, ServiceSettings, endpoint, plain
 from lvskit.types import PROTOCOL_NAMES
 
-_TIMEOUTS = {
-    "tcp": "timeout_established",
-    "tcp_fin": "timeout_finwait",
-    "udp": "timeout_udp",
-}
 IPVS_VERSION = "1.2.1"
 """The version of ip_vs whose behaviour this is, as listings name it."""
 
@@ -63,6 +63,13 @@ class Set(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Parameters of `set_timeouts`."""
 
     timeouts: Timeouts
+
+
+class Tune(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Parameters of `set_settings`; null takes a value back."""
+
+    settings: dict[str, int | None]
+    service: Service | None = None
 
 
 class Apply(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -100,6 +107,7 @@ class Control:
             "status": (Nothing, self._status, False),
             "connections": (Nothing, self._connections, False),
             "config": (Nothing, lambda _: self.config(), False),
+            "settings": (MaybeNamed, self._settings, False),
             "plugins": (Nothing, self._plugins, False),
             "add_service": (Named, self._add_service, True),
             "edit_service": (Named, self._edit_service, True),
@@ -109,7 +117,8 @@ class Control:
             "delete_server": (Named, self._delete_server, True),
             "clear": (Nothing, self._clear, True),
             "zero": (MaybeNamed, self._zero, False),
-            "set_timeouts": (Set, lambda given: self.set_timeouts(given.timeouts), False),
+            "set_settings": (Tune, self._set_settings, False),
+            "set_timeouts": (Set, self._set_timeouts, False),
             "apply": (Apply, self._apply, True),
         }
 
@@ -149,12 +158,16 @@ class Control:
             version=IPVS_VERSION,
             size=table.size,
             timeouts=self._timeouts(),
+            settings=tuning.given(director),
+            defences=tuning.defences(director.rules),
             services=[self._service_status(service) for service in director.services],
             stats=stats,
             rates=rates,
             entries=len(table),
             shed=table.shed,
             refused=table.refused,
+            dropped=table.dropped,
+            lost=table.lost,
         )
 
     def _service_status(self, service: VirtualService) -> ServiceStatus:
@@ -162,6 +175,7 @@ class Control:
         return ServiceStatus(
             config=self._service_config(service),
             servers=[_server_status(server) for server in service.servers],
+            defences=tuning.defences(service.rules),
             stats=stats,
             rates=rates,
         )
@@ -170,7 +184,7 @@ class Control:
         settings = service.settings
         spec = self.plugins.scheduler(settings.scheduler)
         names = [flag_name(spec, number) for number in sorted(settings.flags)]
-        return service_of(service.key, settings, names)
+        return service_of(service.key, settings, names, tuning.given(self.director, service.key))
 
     def _connections(self, _: Nothing) -> list[ConnectionStatus]:
         now = self._clock()
@@ -196,10 +210,11 @@ class Control:
             servers = [_server_config(server) for server in reversed(service.servers)]
             config = self._service_config(service)
             services.append(msgspec.structs.replace(config, server=servers))
-        return Config(
-            timeouts=self._timeouts(),
-            service=services,
-        )
+        timeouts, others = in_short(tuning.given(self.director))
+        return Config(timeouts=Timeouts(**timeouts), settings=others, service=services)
+
+    def _settings(self, named: MaybeNamed) -> list[SettingStatus]:
+        return list(tuning.table(self.director, named.service.key() if named.service else None))
 
     def _plugins(self, _: Nothing) -> list[dict[str, str]]:
         rows = []
@@ -234,14 +249,19 @@ class Control:
         )
 
     def _add_service(self, named: Named) -> None:
-        key = named.service.key()
+        service, key = named.service, named.service.key()
         self.director.services.refuse_duplicate(key)
-        self.director.add_service(key, self.settings(named.service, key))
+        tuning.check(self.plugins, service.settings, key)
+        self.director.add_service(key, self.settings(service, key))
+        tuning.make(self.director, service.settings, key)
 
     def _edit_service(self, named: Named) -> None:
-        key = named.service.key()
+        service, key = named.service, named.service.key()
         self.director.services.get(key)
-        self.director.edit_service(key, self.settings(named.service, key))
+        tuning.check(self.plugins, service.settings, key)
+        self.director.edit_service(key, self.settings(service, key))
+        if service.settings:
+            tuning.make(self.director, service.settings, key)
 
     def _delete_service(self, named: Named) -> None:
         self.director.remove_service(named.service.key(), self._clock())
@@ -252,18 +272,18 @@ class Control:
     def _zero(self, named: MaybeNamed) -> None:
         self.director.zero(named.service.key() if named.service else None)
 
-    def set_timeouts(self, timeouts: Timeouts) -> None:
-        """Set the three timeouts; `ConfigError` for a negative one."""
-        for name in ("tcp", "tcp_fin", "udp"):
-            value = getattr(timeouts, name)
-            if value < 0:
-                raise ConfigError(f"timeout {name} = {value}; allowed: 0 (keep) or more")
-        given = {setting: getattr(timeouts, name) for name, setting in _TIMEOUTS.items()}
-        self.director.tune({setting: value for setting, value in given.items() if value})
+    def _set_settings(self, given: Tune) -> None:
+        key = given.service.key() if given.service else None
+        tuning.check(self.plugins, given.settings, key)
+        self.director.tune(plain(given.settings), key)
+
+    def _set_timeouts(self, given: Set) -> None:
+        values = {setting: getattr(given.timeouts, name) for name, setting in SHORT.items()}
+        self.director.tune({name: value for name, value in values.items() if value})
 
     def _timeouts(self) -> Timeouts:
         settings = self.director.rules.settings
-        return Timeouts(**{name: getattr(settings, of) for name, of in _TIMEOUTS.items()})
+        return Timeouts(**{name: getattr(settings, of) for name, of in SHORT.items()})
 
     def _server(self, named: Named) -> tuple[ServiceKey, bytes, int | None, Server]:
         if named.server is None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lvskit.config.model import Config, Service, parse_endpoint
+from lvskit.config.settings import director_values
+from lvskit.control import tuning
 from lvskit.errors import ConfigError, LvskitError
 from lvskit.settings import ServiceKey, endpoint
 
@@ -37,10 +39,9 @@ def _change(control: Control, config: Config, now: float) -> list[str]:
         if key in wanted:
             raise ConfigError(f"service {key} is there twice")
         wanted[key] = service
-    done = []
-    if config.timeouts != control.config().timeouts:
-        control.set_timeouts(config.timeouts)
-        done.append("changed the timeouts")
+    values = director_values(config, director.defaults)
+    tuning.check(control.plugins, values)
+    done = tuning.make(director, values)
     for live in director.services:
         if live.key not in wanted:
             director.remove_service(live.key, now)
@@ -54,6 +55,8 @@ def _change(control: Control, config: Config, now: float) -> list[str]:
         elif settings != there[key].settings:
             director.edit_service(key, settings)
             done.append(f"changed {key}")
+        tuning.check(control.plugins, service.settings, key)
+        done += tuning.make(director, service.settings, key)
         done += _change_servers(control, key, service, now)
     return done
 

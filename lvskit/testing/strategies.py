@@ -8,19 +8,30 @@ keep another). So what is written, applied or saved, and read again, can be comp
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from typing import Any
 
 from hypothesis import strategies as st
 
 from lvskit.config.model import Config, DirectorConfig, Server, Service, Timeouts
-from lvskit.settings import MAX_MARK, MAX_THRESHOLD, MAX_WEIGHT
+from lvskit.config.settings import SHORT
+from lvskit.settings import (
+    MAX_MARK,
+    MAX_THRESHOLD,
+    MAX_TIMEOUT_S,
+    MAX_WEIGHT,
+    MODES,
+    NAMES,
+    allowed,
+)
 
 SCHEDULERS = (
     "rr", "wrr", "wlc", "lc", "sed", "nq", "sh", "dh", "mh", "fo", "ovf", "lblc", "lblcr",
 )  # fmt: skip
 """The bundled schedulers."""
 
-MAX_TIMEOUT_S = 31 * 86400
+TUNABLE = tuple(name for name in NAMES if name != "cache_bypass")
+"""The settings that need no forwarding method besides the bundled ones."""
 _PORTS = st.integers(0, 65535)
 _SCALARS = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text()
 
@@ -50,6 +61,19 @@ def options() -> st.SearchStrategy[dict[str, Any]]:
     """Return options such as plugins may have: what both notations can hold."""
     names = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
     return st.dictionaries(names, _SCALARS | st.lists(_SCALARS, max_size=3), max_size=2)
+
+
+def settings(names: Iterable[str]) -> st.SearchStrategy[dict[str, int]]:
+    """Return values of some of the settings `names`."""
+
+    def values(name: str) -> st.SearchStrategy[int]:
+        if name in MODES:
+            return st.sampled_from([0, 1, 3])  # 2 is another word for 1
+        return st.integers(*allowed(name))
+
+    return st.lists(st.sampled_from(list(names)), max_size=4, unique=True).flatmap(
+        lambda chosen: st.fixed_dictionaries({name: values(name) for name in chosen})
+    )
 
 
 @st.composite
@@ -107,6 +131,7 @@ def services(draw: st.DrawFn, extra: st.SearchStrategy[dict[str, Any]]) -> Servi
         persistent=persistent,
         netmask=draw(netmasks(version)),
         one_packet=kind in ("udp", "fwmark") and draw(st.booleans()),
+        settings=draw(settings(TUNABLE)),
         server=draw(st.lists(servers(ports, extra), max_size=4, unique_by=lambda s: s.address)),
     )
 
@@ -134,10 +159,12 @@ def configs(draw: st.DrawFn, *, with_director: bool = False, with_options: bool 
         with_director: with settings of the daemon itself.
         with_options: with options that no bundled plugin takes.
     """
-    timeouts = st.integers(1, MAX_TIMEOUT_S)
+    timeouts = st.none() | st.integers(1, MAX_TIMEOUT_S)
+    short = frozenset(SHORT.values())
     extra = options() if with_options else st.just({})
     return Config(
         director=draw(directors()) if with_director else DirectorConfig(),
         timeouts=draw(st.builds(Timeouts, tcp=timeouts, tcp_fin=timeouts, udp=timeouts)),
+        settings=draw(settings(name for name in TUNABLE if name not in short)),
         service=draw(st.lists(services(extra), max_size=4, unique_by=Service.key)),
     )

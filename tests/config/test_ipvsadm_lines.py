@@ -86,6 +86,15 @@ def test_to_lines_keeps_the_order() -> None:
             "-a -t 10.0.0.1:80 -r 10.0.0.2 -i --tun-type gre --option type=ipip",
             "option `type' specified twice",
         ),
+        (
+            "--set sloppy_tcp=x",
+            "setting sloppy_tcp = 'x'; allowed: -2147483648 to 2147483647, or -",
+        ),
+        ("--set -t 10.0.0.1:81 sloppy_tcp=1", "no service TCP 10.0.0.1:81; -A comes first"),
+        (
+            "--set -t 10.0.0.1:80 -w 3 sloppy_tcp=1",
+            "Illegal 'weight' option with the 'set' command",
+        ),
         ("-A -t nope:80", "illegal virtual server address[:port] specified: -A -t nope:80"),
     ],
 )
@@ -224,3 +233,35 @@ def test_words(line: str, options: list[tuple[str, str | None]]) -> None:
 def test_bad_words(line: str, message: str) -> None:
     with pytest.raises(BadWord, match=message):
         read(line)
+
+
+def test_settings_are_lines_of_set() -> None:
+    config = Config(
+        timeouts=Timeouts(tcp_fin=30),
+        settings={"sloppy_tcp": 1, "am_droprate": -1},
+        service=[Service(tcp="10.0.0.1:80", settings={"timeout_udp": 5, "drop_entry": 0})],
+    )
+    lines = to_lines(config)
+    assert lines == [
+        "--set 0 30 0",
+        "--set am_droprate=-1 sloppy_tcp=1",
+        "-A -t 10.0.0.1:80 -s wlc",
+        "--set -t 10.0.0.1:80 drop_entry=0 timeout_udp=5",
+    ]
+    assert from_lines(lines) == config
+
+
+def test_one_value_has_one_place() -> None:
+    """However the lines say the director's timeouts, the last one holds, and it is said once."""
+    lines = ["--set 600 0 0", "--set timeout_established=700 timeout_udp=9", "--set 0 0 8"]
+    config = from_lines(lines)
+    assert config == Config(timeouts=Timeouts(tcp=700, udp=8))
+    assert to_lines(config) == ["--set 700 0 8"]
+    by_name = Config(settings={"timeout_established": 700, "timeout_udp": 8})
+    assert to_lines(by_name) == to_lines(config)
+
+
+def test_lines_take_values_back() -> None:
+    lines = ["-A -f 3", "--set sloppy_tcp=1", "--set -f 3 sloppy_tcp=0", "--set sloppy_tcp=-"]
+    assert from_lines(lines) == Config(service=[Service(fwmark=3, settings={"sloppy_tcp": 0})])
+    assert from_lines([*lines, "--set -f 3 sloppy_tcp=-"]) == Config(service=[Service(fwmark=3)])

@@ -10,6 +10,7 @@ from lvskit.config import toml
 from lvskit.config.check import problems
 from lvskit.config.ipvsadm_lines import from_lines, to_lines
 from lvskit.config.model import Config
+from lvskit.config.settings import in_order
 from lvskit.control.api import Control
 from lvskit.testing.strategies import configs
 
@@ -49,10 +50,14 @@ def test_live_replaced(before: Config, after: Config) -> None:
 
     def sorted_config(config: Config) -> object:
         services = [
-            msgspec.structs.replace(service, server=sorted(service.server, key=str))
+            msgspec.structs.replace(
+                service,
+                server=sorted(service.server, key=str),
+                settings=in_order(service.settings),
+            )
             for service in config.service
         ]
-        return config.timeouts, sorted(services, key=str)
+        return config.timeouts, config.settings, sorted(map(str, services))
 
     assert sorted_config(live.config()) == sorted_config(after)
 

@@ -64,6 +64,18 @@ def fault(text: str, *, plugins: bool = False) -> str:
          "`$.service[0].fwmark`"),
         ("[director]\nsize = 0", "size 0; allowed: 1 to"),
         ('[director]\ndatapath = "?"', "datapath '?'"),
+        ("[settings]\nslopy_tcp = 1", "unknown setting 'slopy_tcp'; allowed: am_droprate, "),
+        ("[settings]\nslopy_tcp = 1", " - at `$.settings.slopy_tcp`"),
+        ("[settings]\ndrop_entry = 4", "setting drop_entry = 4; allowed: 0 to 3 - at "
+         "`$.settings.drop_entry`"),
+        ("[settings]\nsloppy_tcp = true", "setting sloppy_tcp = True; allowed: -2147483648 to "
+         "2147483647 - at `$.settings.sloppy_tcp`"),
+        ("[settings]\ntimeout_udp = 0", "setting timeout_udp = 0; allowed: 1 to 2678400 - at "
+         "`$.settings.timeout_udp`"),
+        (SERVICE + "settings = { timeout_udp = '5' }", "setting timeout_udp = '5'; allowed: 1 to "
+         "2678400 - at `$.service[0].settings.timeout_udp`"),
+        ("[timeouts]\nudp = 300\n[settings]\ntimeout_udp = 300", "setting timeout_udp is there "
+         "already, as `$.timeouts.udp` - at `$.settings.timeout_udp`"),
         ("[timeouts]\ntcp = -1", "timeout tcp -1; allowed: 0 to 2678400 - at `$.timeouts.tcp`"),
     ],
 )  # fmt: skip
@@ -125,10 +137,12 @@ def test_written_as_people_write() -> None:
     config = Config(
         director=DirectorConfig(datapath="memory", datapath_options={"a b": [1.5, True, {}]}),
         timeouts=Timeouts(udp=60),
+        settings={"drop_entry": 3, "sloppy_tcp": 0},
         service=[
             Service(
                 tcp="192.168.1.176:23",
                 persistent=360,
+                settings={"timeout_established": 60},
                 server=[Server(address="192.168.1.11:23", weight=3)],
             ),
             Service(fwmark=7, options={"note": 'a "word"\n\x7f', "far": float("inf")}),
@@ -138,7 +152,9 @@ def test_written_as_people_write() -> None:
     assert text == (
         '[director]\ndatapath = "memory"\ndatapath_options = { "a b" = [1.5, true, {}] }\n\n'
         "[timeouts]\nudp = 60\n\n"
-        '[[service]]\ntcp = "192.168.1.176:23"\npersistent = 360\n\n'
+        "[settings]\ndrop_entry = 3\nsloppy_tcp = 0\n\n"
+        '[[service]]\ntcp = "192.168.1.176:23"\npersistent = 360\n'
+        "settings = { timeout_established = 60 }\n\n"
         '[[service.server]]\naddress = "192.168.1.11:23"\nweight = 3\n\n'
         '[[service]]\nfwmark = 7\noptions = { note = "a \\"word\\"\\n\\u007f", far = +inf }\n'
     )

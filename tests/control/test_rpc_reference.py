@@ -47,8 +47,10 @@ def test_every_example_is_what_happens(control: Control, monkeypatch: pytest.Mon
         asked.add(request["method"])
         line = json.dumps(request).encode()
         answer: Any = json.loads(b"".join(answers(control.call, line)))
-        if request["method"] == "plugins":
-            there = [row | {"version": "0.1.0"} for row in answer["result"]]
+        if request["method"] in ("plugins", "settings"):  # which the page shortens
+            there = answer["result"]
+            if request["method"] == "plugins":
+                there = [row | {"version": "0.1.0"} for row in there]
             assert shown["result"]
             assert all(row in there for row in shown["result"])
         else:

@@ -8,7 +8,8 @@ from typing import Any
 from lvskit.config.ipvsadm import tunnels
 from lvskit.config.ipvsadm.labels import PROTOCOLS, Labels, signed
 from lvskit.config.ipvsadm.rules import known_flags
-from lvskit.config.model import Server, ServerStatus, Service, ServiceStatus, Stats, parse_endpoint
+from lvskit.config.model import Server, Service, parse_endpoint
+from lvskit.config.status import ServerStatus, ServiceStatus, Stats
 from lvskit.settings import ServiceKey
 from lvskit.types import PROTOCOL_NAMES
 
@@ -140,7 +141,7 @@ def connection_lines(
     """Yield the listing of connections, as the control socket tells them; ``-c``.
 
     Args:
-        connections: as `lvskit.config.model.ConnectionStatus`.
+        connections: as `lvskit.config.status.ConnectionStatus`.
         labels: how addresses are written.
         engines: with the (empty) columns of persistence engines.
     """

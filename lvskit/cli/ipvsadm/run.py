@@ -226,9 +226,23 @@ class _Lines:
             self._session.call("zero")
 
     def _set(self, request: Request) -> None:
+        if request.changes:
+            self._set_settings(request)
+            return
         tcp, tcp_fin, udp = request.numbers
         timeouts = {"tcp": tcp, "tcp_fin": tcp_fin, "udp": udp}
         self._session.call("set_timeouts", {"timeouts": timeouts})
+
+    def _set_settings(self, request: Request) -> None:
+        params: dict[str, Any] = {"settings": request.changes}
+        if "service-address" in request.given:
+            params["service"] = request.name_params()
+        try:
+            self._session.call("set_settings", params)
+        except LvskitError as err:
+            if err.code == "service_not_found":
+                raise Skip(_SERVICE_MESSAGES[err.code]) from err
+            raise
 
     # --- output; what it needs is imported when it is needed, for the sake of the other commands
 

@@ -13,7 +13,8 @@ from lvskit.config.ipvsadm.labels import Labels
 from lvskit.config.ipvsadm.request import Request, Stop
 from lvskit.config.ipvsadm.rules import Rules
 from lvskit.config.ipvsadm_lines import to_lines
-from lvskit.config.model import Config, ServerStatus, Service, ServiceStatus, Status
+from lvskit.config.model import Config, Service
+from lvskit.config.status import ServerStatus, ServiceStatus, Status
 
 if TYPE_CHECKING:
     from lvskit.cli.ipvsadm.run import Session

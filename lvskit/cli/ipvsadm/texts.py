@@ -95,8 +95,11 @@ lvskit's own:
   --forward       name                forwarding method by the name of its plugin
   --option        name=value          option of the scheduler or forwarding method;
                                       may be given several times
+  --set           name=value ...      settings by the kernel's names, of all services or of one
+                                      (-t ...); - as a value takes it back
   --json                              with -L and -S: the same as JSON
-  --lossless                          with -S: thresholds and all, as -S of ipvsadm does not
+  --lossless                          with -S: thresholds, settings and all, as -S of
+                                      ipvsadm does not
 """
 
 

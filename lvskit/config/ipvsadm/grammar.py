@@ -14,6 +14,9 @@ from lvskit.config.ipvsadm import table, tunnels, values
 from lvskit.config.ipvsadm.request import DEFAULT_SCHEDULER, Request, Skip, Stop
 from lvskit.config.ipvsadm.words import BadWord, Words
 from lvskit.config.names import Names
+from lvskit.config.settings import assignments
+from lvskit.errors import ConfigError
+from lvskit.settings import MAX_TIMEOUT_S
 
 DEFAULT_PERSISTENCE_S = 360
 MAX_MARK = 2**32 - 1
@@ -59,11 +62,7 @@ def parse(words: Sequence[str], names: Names, prog: str = "ipvsadm") -> Request:
         raise Skip(f"{reader.word}: {err}") from None
     others = reader.others
     if request.command == "set":
-        if len(others) < 3:
-            raise Stop(2, "--set option requires 3 timeout values")
-        tcp, tcp_fin, udp = (_timeout(text, 0) for text in others[:3])
-        request.numbers = (tcp, tcp_fin, udp)
-        others = others[3:]
+        others = _set(request, others)
     if others:
         raise Stop(2, f"unexpected argument {others[0]}")
     _check_options(request)
@@ -74,6 +73,21 @@ def parse(words: Sequence[str], names: Names, prog: str = "ipvsadm") -> Request:
     elif request.command == "list":
         _check_list(request)
     return request
+
+
+def _set(request: Request, words: list[str]) -> list[str]:
+    """Take in what ``--set`` sets; return the words that are left."""
+    if any("=" in word for word in words):  # lvskit's own: no timeout has such a word
+        try:
+            request.changes = assignments(words)
+        except ConfigError as err:
+            raise Stop(2, str(err)) from err
+        return []
+    if len(words) < 3:
+        raise Stop(2, "--set option requires 3 timeout values")
+    tcp, tcp_fin, udp = (_timeout(text, 0) for text in words[:3])
+    request.numbers = (tcp, tcp_fin, udp)
+    return words[3:]
 
 
 def _command(reader: Words, prog: str) -> Request:
@@ -229,7 +243,7 @@ class _Line:
 
 
 def _timeout(text: str, low: int) -> int:
-    value = values.number(text, low, values.MAX_TIMEOUT_S)
+    value = values.number(text, low, MAX_TIMEOUT_S)
     if value is None:
         raise Stop(2, f"invalid timeout value `{text}' specified")
     return value
@@ -240,6 +254,8 @@ def _check_options(request: Request) -> None:
     required = table.REQUIRED.get(command, frozenset())
     exclusive = table.EXCLUSIVE.get(command, frozenset())
     allowed = table.ALLOWED[command] | required | exclusive
+    if request.changes:
+        allowed |= table.ADDRESS
     last = ""
     for option in table.ORDER:
         if option not in given:

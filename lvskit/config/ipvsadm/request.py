@@ -48,6 +48,8 @@ class Request:
         upper, lower: thresholds.
         options: of the scheduler or the forwarding method.
         numbers: what ``--set`` sets: tcp, tcp_fin, udp.
+        changes: of settings by name, which ``--set`` makes where it is given names; None takes
+            a value back.
     """
 
     command: str
@@ -73,6 +75,7 @@ class Request:
     lower: int = 0
     options: dict[str, Any] = field(default_factory=dict)
     numbers: tuple[int, int, int] = (0, 0, 0)
+    changes: dict[str, int | None] = field(default_factory=dict)
 
     def name_params(self) -> dict[str, Any]:
         """Return the fields of `lvskit.config.model.Service` that name the service."""

@@ -6,6 +6,7 @@ from lvskit.config.ipvsadm import tunnels
 from lvskit.config.ipvsadm.labels import PROTOCOLS, Labels, signed
 from lvskit.config.ipvsadm.values import OWN_FLAGS, format_option
 from lvskit.config.model import Server, Service, parse_endpoint
+from lvskit.config.settings import format_assignments
 from lvskit.settings import ServiceKey
 
 METHODS = {"tunnel": "-i", "droute": "-g", "masq": "-m"}
@@ -34,10 +35,12 @@ class Rules:
         self._lossless = lossless
 
     def lines(self, service: Service, servers: list[Server]) -> list[str]:
-        """Return the rule of a service and those of `servers`, in that order."""
+        """Return the rules of a service, and those of `servers`, in that order."""
         key = service.key()
         name = self._name(key)
         rules = [self._service(service, name, key)]
+        if service.settings:
+            rules.append(" ".join(["--set", name, *format_assignments(service.settings)]))
         return rules + [self._server(server, name, key) for server in servers]
 
     def _name(self, key: ServiceKey) -> str:

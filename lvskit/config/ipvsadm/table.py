@@ -159,13 +159,14 @@ _MULTICAST = frozenset(
     {"mcast-interface", "mcast-group", "mcast-port", "mcast-ttl", "syncid", "sync-maxlen"}
 )
 _NOTHING: frozenset[str] = frozenset()
-_ADDRESS = frozenset({"service-address"})
+ADDRESS = frozenset({"service-address"})
+"""What names a service."""
 _BOTH = frozenset({"service-address", "real-server"})
 
 REQUIRED = {
-    "add-service": _ADDRESS,
-    "edit-service": _ADDRESS,
-    "delete-service": _ADDRESS,
+    "add-service": ADDRESS,
+    "edit-service": ADDRESS,
+    "delete-service": ADDRESS,
     "add-server": _BOTH,
     "edit-server": _BOTH,
     "delete-server": _BOTH,
@@ -184,7 +185,7 @@ ALLOWED = {
     "set": _NOTHING,
     "list": _LIST,
     "save": frozenset({"numeric", "json", "lossless"}),
-    "zero": _ADDRESS,
+    "zero": ADDRESS,
     "start-daemon": _MULTICAST,
     "stop-daemon": frozenset({"syncid"}),
 }

@@ -10,7 +10,6 @@ from typing import Any
 from lvskit.config.names import Names
 
 INT_MAX = 2**31 - 1
-MAX_TIMEOUT_S = 31 * 86400
 FLAGS = {
     "flag-1": "",
     "flag-2": "",
