@@ -1,0 +1,29 @@
+"""A real daemon, for commands that need one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A daemon on the memory datapath, which $LVSKIT_SOCKET names."""
+    path = str(tmp_path / "lvs.sock")
+    monkeypatch.setenv("LVSKIT_SOCKET", path)
+    command = [sys.executable, "-m", "lvskit", "run", "--datapath", "memory"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while not os.path.exists(path):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    yield path
+    process.terminate()
+    process.wait(30)
