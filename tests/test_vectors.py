@@ -10,6 +10,7 @@ import pytest
 
 from lvskit import load_plugins
 from lvskit.testing.vectors import find, load, run_scenario
+from lvskit.testing.wire import Tree
 
 VECTORS = Path(__file__).parent / "vectors"
 PLUGINS = load_plugins(strict=True)
@@ -56,3 +57,38 @@ def test_the_command_prints_what_differs_and_the_totals(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert lines[0].startswith("failed: cli_empty: step 16 (ipvsadm -L --timeout): stdout:")
     assert lines[-1] == "1 passed, 1 failed, 0 skipped"
+
+
+def _settings_recording() -> Tree:
+    """Return the recording of settings without the one that needs a forwarding method."""
+    scenario = load(VECTORS / "sysctl_defaults.json")
+    cache_bypass = "net.ipv4.vs.cache_bypass"
+    steps = [step for step in scenario["steps"] if step["do"].get("name") != cache_bypass]
+    return {**scenario, "steps": steps}
+
+
+def test_settings_read_as_the_kernels_do() -> None:
+    outcome = run_scenario(_settings_recording(), PLUGINS)
+    assert outcome.kind == "passed", outcome.detail
+
+
+@pytest.mark.parametrize(
+    ("index", "path", "value"),
+    [
+        (0, ("values", "drop_entry"), "1"),
+        (1, ("reads",), "10"),
+        (8, ("reads",), "10"),
+        (0, ("values", "a_new_one"), "0"),
+    ],
+)
+def test_settings_that_read_otherwise_are_told(
+    index: int, path: tuple[str, ...], value: str
+) -> None:
+    scenario = _settings_recording()
+    at = scenario["steps"][index]["expect"]
+    for part in path[:-1]:
+        at = at[part]
+    at[path[-1]] = value
+    outcome = run_scenario(scenario, PLUGINS)
+    assert (outcome.kind, outcome.step) == ("failed", scenario["steps"][index]["n"])
+    assert f"expected {value}, got" in outcome.detail

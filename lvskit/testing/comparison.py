@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lvskit.testing.wire import Tree
-from lvskit.testing.world import World
+from lvskit.testing.world import INERT, World
 
 _TABLE = "IPVS connection entries"
 
@@ -26,6 +26,20 @@ def compare_output(expect: Tree, seen: Tree, varies: set[str]) -> str:
             want, got = sorted(want.splitlines()), sorted(got.splitlines())
         if want != got:
             return f"{field}: expected {want!r}, got {got!r}"
+    return ""
+
+
+def compare_settings(expect: Tree, settings: dict[str, str], do: Tree) -> str:
+    """Return how what settings read as differs, or nothing.
+
+    The recorder's word `result` was "ok" for each, whatever the kernel made of the value.
+    """
+    want = {f"{do.get('dir')}.{name}": value for name, value in expect.get("values", {}).items()}
+    if "reads" in expect:
+        want = {do["name"]: expect["reads"]}
+    for name, value in want.items():
+        if name.rpartition(".")[2] not in INERT and settings.get(name) != value:
+            return f"{name}: expected {value}, got {settings.get(name)}"
     return ""
 
 

@@ -15,7 +15,13 @@ from functools import partial
 from pathlib import Path
 
 from lvskit.plugins import Plugins, load_plugins
-from lvskit.testing.comparison import compare_output, compare_packets, compare_state, packet_of
+from lvskit.testing.comparison import (
+    compare_output,
+    compare_packets,
+    compare_settings,
+    compare_state,
+    packet_of,
+)
 from lvskit.testing.kernel_timers import COARSE, ESTIMATOR_PHASES, FINE, KernelClock, retimed
 from lvskit.testing.wire import Tree
 from lvskit.testing.world import MemoryWorld, Unsupported, World
@@ -154,11 +160,15 @@ def _run_step(world: World, scenario: Tree, step: Tree) -> str:
         seen["out"] = world.emitted()
     elif do["op"] == "sysctl":
         world.setting(do["name"], do["value"])
+        seen["settings"] = world.settings()
+    elif do["op"] == "read_sysctls":
+        seen["settings"] = world.settings()
     else:
         raise Unsupported(f"operation {do['op']}")
     world.set_time(step["t"] + scenario.get("settle_s", 0.0))
     return (
         compare_output(expect, seen, varies)
+        or compare_settings(expect, seen.get("settings", {}), do)
         or compare_packets(expect, seen, do, varies)
         or compare_state(world, scenario["conns_mode"], expect, do, varies)
     )

@@ -59,6 +59,9 @@ class World(Protocol):
     def setting(self, name: str, value: object) -> None:
         """Change one of the kernel's settings; `Unsupported` where that cannot be."""
 
+    def settings(self) -> dict[str, str]:
+        """Return what the kernel's settings read as, by their whole names."""
+
     def ipvsadm(self, argv: list[str], stdin: str) -> Tree:
         """Run a command; return `rc`, `stdout`, `stderr`, and `refused`: why, if it was."""
 
@@ -143,10 +146,18 @@ class MemoryWorld:
         """Set one of the kernel's settings; a value that cannot be is ignored, as sysctl does."""
         group, _, short = name.rpartition(".")
         if group == "net.ipv4.vs" and short not in INERT:
-            with suppress(ConfigError, ValueError):
-                self.director.tune({short: int(str(value))})
+            with suppress(ValueError):
+                self._set(short, int(str(value)))
         elif name not in ("net.ipv4.ip_default_ttl", "net.ipv4.vs." + short):
             raise Unsupported(f"setting {name}")
+
+    def _set(self, name: str, value: int) -> None:
+        try:
+            self.call("set_settings", {"settings": {name: value}})
+        except UnknownPlugin as err:
+            raise Unsupported(self.missing) from err
+        except ConfigError:
+            pass
 
     def ipvsadm(self, argv: list[str], stdin: str) -> Tree:
         """Run a command; return its exit status, output, and what was missing for it."""
@@ -193,6 +204,11 @@ class MemoryWorld:
         self._seen.append((packet, str(ipaddress.ip_address(next_hop))))
 
     # --- what there is ---
+
+    def settings(self) -> dict[str, str]:
+        """Return what the kernel's settings read as, by their whole names."""
+        rows = self.control.call("settings")
+        return {f"net.ipv4.vs.{row['name']}": str(row["value"]) for row in rows}
 
     def services(self) -> dict[str, dict[str, list[Any]]]:
         """Return services and servers with their counts, in the scheduler's order."""
