@@ -120,12 +120,19 @@ def director_values(config: Config, present: Mapping[str, int]) -> dict[str, int
     Args:
         config: what there shall be.
         present: what there is, for a timeout of 0, which keeps it.
+
+    Raises:
+        ConfigError: a value that is said both ways.
     """
     values = dict(config.settings)
     for field, name in SHORT.items():
         given = getattr(config.timeouts, field)
+        if given is None:
+            continue
+        if name in values:
+            raise ConfigError(f"setting {name} is given twice, as `timeouts.{field}` too")
         if given == 0:
             given = present.get(name)
         if given is not None:
-            values.setdefault(name, given)
+            values[name] = given
     return values

@@ -196,6 +196,7 @@ def test_apply_keeps_a_timeout_of_0(machine: Machine) -> None:
         {"settings": {"drop_entry": 9}},
         {"settings": {"drop_entry": "1"}},
         {"settings": {"cache_bypass": 1}},
+        {"settings": {"timeout_udp": 60}, "timeouts": {"udp": 60}},
         {"service": [{**MAIL, "settings": {"sloppy_tcp": 1}}, {**WEB, "settings": {"x": 1}}]},
         {"service": [{**MAIL, "settings": {"sloppy_tcp": 1}}, {**WEB, "scheduler": "nope"}]},
     ],
