@@ -114,10 +114,10 @@ def _memory(_: Brain, options: MemoryOptions) -> Datapath:
     return MemoryDatapath(options)
 
 
-def _live(_: Brain, options: Any) -> Datapath:
+def _live(brain: Brain, options: Any) -> Datapath:
     from lvskit.datapath.live import LiveDatapath
 
-    return LiveDatapath(options)
+    return LiveDatapath(options, brain.clock)
 
 
 def builtin(name: str) -> DatapathSpec | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from lvskit.plugins import Plugins, load_plugins
 from lvskit.testing.comparison import (
@@ -23,10 +24,18 @@ from lvskit.testing.comparison import (
     packet_of,
 )
 from lvskit.testing.kernel_timers import COARSE, ESTIMATOR_PHASES, FINE, KernelClock, retimed
+from lvskit.testing.live_world import LiveWorld
 from lvskit.testing.wire import Tree
 from lvskit.testing.world import MemoryWorld, Unsupported, World
 
-DATAPATHS: dict[str, Callable[[Tree, Plugins], World]] = {"memory": MemoryWorld}
+class MakesWorlds(Protocol):
+    """Sets a scenario up on a datapath; a clock lets timers run as late as the kernel's."""
+
+    def __call__(self, scenario: Tree, plugins: Plugins, clock: KernelClock | None) -> World:
+        """Return the world before the first step."""
+
+
+DATAPATHS: dict[str, MakesWorlds] = {"memory": MemoryWorld, "live": LiveWorld}
 
 
 @dataclass(frozen=True)
@@ -56,48 +65,52 @@ class Outcome:
 def run_scenario(scenario: Tree, plugins: Plugins, datapath: str = "memory") -> Outcome:
     """Replay one scenario; the outcome names the first step that differs, and how.
 
-    On the memory datapath timers are on time. A recording that shows the kernel's late timers at
-    work is replayed with timers as late as those (`kernel_timers`): one tick count at the start
-    must explain the whole of it.
+    Timers are on time. A recording that shows the kernel's late timers at work is replayed with
+    timers as late as those (`kernel_timers`): one tick count at the start must explain the whole
+    of it. It is looked for on the memory datapath, where that takes a moment.
     """
-    outcome = _replay(scenario, partial(DATAPATHS[datapath], scenario, plugins))
+    make = DATAPATHS[datapath]
+    outcome = _replay(scenario, partial(make, scenario, plugins, None))
     if outcome.kind == "failed" and _arrives_in_tunnel(scenario["steps"][outcome.step - 1]):
         scenario = _unpacking(scenario, outcome.step)
-        outcome = _replay(scenario, partial(DATAPATHS[datapath], scenario, plugins))
-    if outcome.kind != "failed" or datapath != "memory":
+        outcome = _replay(scenario, partial(make, scenario, plugins, None))
+    if outcome.kind != "failed":
         return outcome
     timed = retimed(scenario)
+    explained, clock = _explain(timed, plugins)
+    if datapath == "memory":
+        return explained
+    return _replay(timed, partial(make, timed, plugins, clock))
 
-    def replay(clock: KernelClock) -> Outcome:
-        return _replay(timed, partial(MemoryWorld, timed, plugins, clock))
+
+def _explain(timed: Tree, plugins: Plugins) -> tuple[Outcome, KernelClock]:
+    """Return the clock that explains most of a scenario, and how far that gets."""
 
     def best(clocks: Iterable[KernelClock]) -> list[tuple[Outcome, KernelClock]]:
         """Return the outcomes that went furthest, with their clocks."""
         tried = []
         for clock in clocks:
-            tried.append((replay(clock), clock))
+            tried.append((_replay(timed, partial(MemoryWorld, timed, plugins, clock)), clock))
             if tried[-1][0].kind != "failed":
                 break
         furthest = max(found.progress for found, _ in tried)
         return [(found, clock) for found, clock in tried if found.progress == furthest]
 
-    clocks = [KernelClock()]
-    outcome = replay(clocks[0])
-    if outcome.estimates:
+    found = best([KernelClock()])
+    if found[0][0].estimates:
         found = best(KernelClock(estimator_s=phase) for phase in ESTIMATOR_PHASES)
-        outcome, clocks = found[0][0], [clock for _, clock in found]
+    outcome = found[0][0]
     if outcome.kind == "failed" and outcome.timers_fired:
-        clock = clocks[len(clocks) // 2]
+        clock = found[len(found) // 2][1]
         equal = best(replace(clock, jiffies=fine) for fine in FINE)
-        candidates = [equal[0], equal[len(equal) // 2], equal[-1]]
-        outcome = equal[0][0]
-        for _, near in candidates:
-            if outcome.kind != "failed":
+        found = equal
+        for _, near in (equal[0], equal[len(equal) // 2], equal[-1]):
+            if found[0][0].kind != "failed":
                 break
             fine = near.jiffies or 0
-            found = best(replace(clock, jiffies=fine + coarse) for coarse in COARSE)
-            outcome = max(outcome, found[0][0], key=lambda each: each.progress)
-    return outcome
+            later = best(replace(clock, jiffies=fine + coarse) for coarse in COARSE)
+            found = max(found, later, key=lambda each: each[0][0].progress)
+    return found[0]
 
 
 def _arrives_in_tunnel(step: Tree) -> bool:

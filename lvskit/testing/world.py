@@ -1,12 +1,14 @@
 """The setting of the recordings on the memory datapath: one director facing a wire.
 
 The README beside the recordings describes the setting: addresses, routes, marks.
+`DirectorWorld` is what it is on any datapath.
 """
 
 from __future__ import annotations
 
 import io
 import ipaddress
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -21,13 +23,16 @@ from lvskit.testing.wire import Tree, emitted
 
 TABLE_SIZE = 4096
 """Of the kernel that was recorded; listings show it."""
-_ADDRESSES = (
+ADDRESSES = (
     "192.168.1.175/24",
     "192.168.1.176/32",
     "192.168.1.177/32",
     "2001:db8::175/64",
     "2001:db8::176/128",
 )
+"""Of the director, in the order in which it got them."""
+UNREACHABLE = "10.250.0.0/16"
+"""A network to which it has no way."""
 _GATEWAY = {
     4: ipaddress.ip_address("192.168.1.1").packed,
     6: ipaddress.ip_address("2001:db8::1").packed,
@@ -87,60 +92,38 @@ class World(Protocol):
         """Take it all down."""
 
 
-class MemoryWorld:
-    """A director on the memory datapath, set up as a scenario's `director` says.
+class DirectorWorld:
+    """A director on some datapath, and the commands and questions of a scenario's steps.
 
     Args:
-        scenario: whose setting it is.
+        director: on a datapath, in the setting of `scenario`.
+        scenario: whose settings it gets.
         plugins: what is installed.
+        now: the time on that datapath.
+        changed: called after commands that changed services or servers.
         clock: let timers run as late as the kernel's; None = exactly on time.
     """
 
-    def __init__(self, scenario: Tree, plugins: Plugins, clock: KernelClock | None = None) -> None:
-        setting = scenario["director"]
-        self.network = Network()
-        self._seen: list[tuple[bytes, str]] = []
-        self.network.stray = self._see
-        self.host = DirectorHost(
-            self.network, _ADDRESSES, gateway=_GATEWAY, mtu=setting.get("mtu", 1500)
-        )
-        self.host.unreachable.append(ipaddress.ip_network("10.250.0.0/16"))
-        for line in setting.get("routes", []):
-            self._route(line)
-        for rule in setting.get("marks", []):
-            protocol = _PROTOCOLS[rule["proto"]] if "proto" in rule else 0
-            ports = frozenset(rule.get("dports", ()))
-            self.host.marks.append(Mark(rule["dst"], rule["mark"], protocol, ports))
-        self.director = Director(plugins, self.host.routes, size=TABLE_SIZE)
+    def __init__(
+        self,
+        director: Director,
+        scenario: Tree,
+        plugins: Plugins,
+        now: Callable[[], float],
+        *,
+        changed: Callable[[], None] = lambda: None,
+        clock: KernelClock | None = None,
+    ) -> None:
+        self.director = director
         if clock is not None:
-            clock.rule(self.director)
-        self.host.director = self.director
+            clock.rule(director)
         self.missing = ""
-        self.control = Control(self.director, plugins, lambda: self.network.now)
+        self._now = now
+        self.control = Control(director, plugins, now, changed)
         for name, value in scenario.get("sysctls", {}).items():
             self.setting(name, value)
 
-    def _route(self, line: str) -> None:
-        """Carry out one line of an `ip` batch file, of the kinds that recordings have."""
-        words = line.split()
-        if words[:2] == ["addr", "del"]:
-            self.host.local.remove(ipaddress.ip_network(words[2]))
-        elif words[:3] == ["route", "add", "local"]:
-            self.host.local.append(ipaddress.ip_network(words[3]))
-        elif words[:2] != ["route", "add"] or words[-2:] != ["via", "192.168.1.1"]:
-            raise Unsupported(f"route command {line!r}")
-
     # --- what a step does ---
-
-    def set_time(self, now: float) -> None:
-        """Let time pass until `now`, seconds since the start."""
-        self.network.advance(now - self.network.now)
-        self.director.expire(self.network.now)
-        self.host.expire()
-
-    def unpack(self) -> None:
-        """Let the director's host unpack IP in IP from now on."""
-        self.host.unpacks = True
 
     def setting(self, name: str, value: object) -> None:
         """Set one of the kernel's settings; a value that cannot be is ignored, as sysctl does."""
@@ -189,20 +172,6 @@ class MemoryWorld:
             self.missing = f"no {err.kind} {err.name!r} is installed"
             raise
 
-    def send(self, packet: bytes) -> list[Tree]:
-        """Let `packet` arrive; return what the director emits."""
-        self.host.input(packet)
-        return self.emitted(packet)
-
-    def emitted(self, sent: bytes = b"") -> list[Tree]:
-        """Return what was emitted since the last call."""
-        self.network.run()
-        seen, self._seen = self._seen, []
-        return [emitted(packet, next_hop, sent) for packet, next_hop in seen]
-
-    def _see(self, packet: bytes, next_hop: bytes) -> None:
-        self._seen.append((packet, str(ipaddress.ip_address(next_hop))))
-
     # --- what there is ---
 
     def settings(self) -> dict[str, str]:
@@ -212,7 +181,7 @@ class MemoryWorld:
 
     def services(self) -> dict[str, dict[str, list[Any]]]:
         """Return services and servers with their counts, in the scheduler's order."""
-        self.director.expire(self.network.now)
+        self.director.expire(self._now())
         found: dict[str, dict[str, list[Any]]] = {}
         for service in self.director.services:
             found[service.name.removesuffix(" IPv6")] = {
@@ -244,6 +213,68 @@ class MemoryWorld:
     def timers_fired(self) -> bool:
         """Whether any connection has ended or any template been re-armed so far."""
         return self.director.wheel.fired > 0
+
+
+class MemoryWorld(DirectorWorld):
+    """A director on the memory datapath, set up as a scenario's `director` says.
+
+    Args:
+        scenario: whose setting it is.
+        plugins: what is installed.
+        clock: let timers run as late as the kernel's; None = exactly on time.
+    """
+
+    def __init__(self, scenario: Tree, plugins: Plugins, clock: KernelClock | None = None) -> None:
+        setting = scenario["director"]
+        self.network = Network()
+        self._seen: list[tuple[bytes, str]] = []
+        self.network.stray = self._see
+        self.host = DirectorHost(
+            self.network, ADDRESSES, gateway=_GATEWAY, mtu=setting.get("mtu", 1500)
+        )
+        self.host.unreachable.append(ipaddress.ip_network(UNREACHABLE))
+        for line in setting.get("routes", []):
+            self._route(line)
+        for rule in setting.get("marks", []):
+            protocol = _PROTOCOLS[rule["proto"]] if "proto" in rule else 0
+            ports = frozenset(rule.get("dports", ()))
+            self.host.marks.append(Mark(rule["dst"], rule["mark"], protocol, ports))
+        director = self.host.director = Director(plugins, self.host.routes, size=TABLE_SIZE)
+        super().__init__(director, scenario, plugins, lambda: self.network.now, clock=clock)
+
+    def _route(self, line: str) -> None:
+        """Carry out one line of an `ip` batch file, of the kinds that recordings have."""
+        words = line.split()
+        if words[:2] == ["addr", "del"]:
+            self.host.local.remove(ipaddress.ip_network(words[2]))
+        elif words[:3] == ["route", "add", "local"]:
+            self.host.local.append(ipaddress.ip_network(words[3]))
+        elif words[:2] != ["route", "add"] or words[-2:] != ["via", "192.168.1.1"]:
+            raise Unsupported(f"route command {line!r}")
+
+    def set_time(self, now: float) -> None:
+        """Let time pass until `now`, seconds since the start."""
+        self.network.advance(now - self.network.now)
+        self.director.expire(self.network.now)
+        self.host.expire()
+
+    def unpack(self) -> None:
+        """Let the director's host unpack IP in IP from now on."""
+        self.host.unpacks = True
+
+    def send(self, packet: bytes) -> list[Tree]:
+        """Let `packet` arrive; return what the director emits."""
+        self.host.input(packet)
+        return self.emitted(packet)
+
+    def emitted(self, sent: bytes = b"") -> list[Tree]:
+        """Return what was emitted since the last call."""
+        self.network.run()
+        seen, self._seen = self._seen, []
+        return [emitted(packet, next_hop, sent) for packet, next_hop in seen]
+
+    def _see(self, packet: bytes, next_hop: bytes) -> None:
+        self._seen.append((packet, str(ipaddress.ip_address(next_hop))))
 
     def close(self) -> None:
         """Do nothing: it is all memory."""

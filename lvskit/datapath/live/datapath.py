@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -67,6 +67,7 @@ class LiveDatapath:
 
     Args:
         options: the operator's choices.
+        clock: monotonic seconds, as the director's `now`; those of the event loop's timers too.
 
     Attributes:
         received, sent: packets so far.
@@ -75,8 +76,11 @@ class LiveDatapath:
         DatapathError: netlink is missing here.
     """
 
-    def __init__(self, options: LiveOptions | None = None) -> None:
+    def __init__(
+        self, options: LiveOptions | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.options = options or LiveOptions()
+        self._clock = clock
         self.received = self.sent = 0
         self._director: Director
         self._routes = Routes()
@@ -116,7 +120,7 @@ class LiveDatapath:
         before, self._keys = self._keys, frozenset(keys)
         gone = before - self._keys
         if gone and self._rules is not None:
-            for entry in self._director.connections(time.monotonic()):
+            for entry in self._director.connections(self._clock()):
                 if entry.server.service.key in gone:
                     self._leaving.setdefault(entry.server.service.key, set()).add(entry.server)
         self._forget_left()
@@ -241,7 +245,7 @@ class LiveDatapath:
         if not waiting:
             return
         self.received += len(waiting)
-        now = time.monotonic()
+        now = self._clock()
         receive = self._director.receive
         outgoing: list[bytes] = []
         send = outgoing.append
@@ -279,7 +283,7 @@ class LiveDatapath:
         if self._log is None:
             return
         while copies := self._log.read():
-            now = time.monotonic()
+            now = self._clock()
             for packet in copies:
                 self._director.replied(packet, now)
 
@@ -287,7 +291,7 @@ class LiveDatapath:
 
     def _tick(self) -> None:
         """End what is due, and come again when something may be."""
-        now = time.monotonic()
+        now = self._clock()
         try:
             self._director.expire(now)
             if self._leaving and self._forget_left() and self._rules is not None:

@@ -1,0 +1,162 @@
+"""The setting of the recordings on the live datapath: real packets, in simulated time.
+
+The director and its datapath are the real ones, in a network namespace of this thread. Only their
+clock is ours: it stands still while packets move, so that no step depends on the machine's speed,
+and a scenario of twenty minutes takes as long as its packets do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Callable
+
+from lvskit.core.director import Director
+from lvskit.datapath.live import LiveDatapath
+from lvskit.plugins import Plugins
+from lvskit.testing.kernel_timers import KernelClock
+from lvskit.testing.live_host import LiveHost, write_setting
+from lvskit.testing.wire import Tree, emitted
+from lvskit.testing.world import TABLE_SIZE, DirectorWorld, Unsupported
+
+_OWN_SETTINGS = "net.ipv4.vs."
+_PATIENCE_S = 3.0
+_IPIP = 4
+
+
+class LiveWorld(DirectorWorld):
+    """A director on the live datapath, set up as a scenario's `director` says.
+
+    The thread that makes it is in the director's network namespace until `close`.
+
+    Args:
+        scenario: whose setting it is.
+        plugins: what is installed.
+        clock: let timers run as late as the kernel's; None = exactly on time.
+
+    Raises:
+        DatapathError: this host lacks what it takes.
+    """
+
+    def __init__(self, scenario: Tree, plugins: Plugins, clock: KernelClock | None = None) -> None:
+        _refuse(scenario)
+        self._undo: list[Callable[[], object]] = []
+        try:
+            self._host = LiveHost(scenario["director"])
+            self._undo.append(self._host.close)
+            self._loop = _Loop()
+            self._undo.append(self._loop.close)
+            datapath = self._datapath = LiveDatapath(clock=self._loop.time)
+            self._undo.append(datapath.close)
+            director = Director(plugins, datapath.routes, size=TABLE_SIZE)
+            datapath.attach(director)
+            datapath.open()
+            super().__init__(
+                director, scenario, plugins, self._loop.time, changed=self._changed, clock=clock
+            )
+            self._task = self._loop.create_task(datapath.run())
+            self._undo.append(self._stop)
+            self._settle()
+        except BaseException:
+            self.close()
+            raise
+
+    def _changed(self) -> None:
+        self._datapath.services_changed(service.key for service in self.director.services)
+
+    def set_time(self, now: float) -> None:
+        """Let time pass until `now`, seconds since the start."""
+        self._loop.now = now
+        self._settle()
+        self.director.expire(now)
+
+    def setting(self, name: str, value: object) -> None:
+        """Change one of the kernel's settings: ip_vs's, or one of the host's."""
+        if name.startswith(_OWN_SETTINGS):
+            super().setting(name, value)
+        else:
+            write_setting(name.replace(".", "/"), value)
+
+    def send(self, packet: bytes) -> list[Tree]:
+        """Let `packet` arrive; return what the director emits."""
+        self._host.send(packet)
+        return self.emitted(packet)
+
+    def emitted(self, sent: bytes = b"") -> list[Tree]:
+        """Return what was emitted since the last call."""
+        return [
+            {**emitted(packet, sent), "next_hop": next_hop} for next_hop, packet in self._settle()
+        ]
+
+    def _settle(self) -> list[tuple[str, bytes]]:
+        """Let everything that is on its way arrive; return what the host has emitted."""
+        found: list[tuple[str, bytes]] = []
+        while True:
+            self._host.arrived()
+            worked = self._loop.work()
+            if self._task.done():
+                self._task.result()  # the datapath's own complaint
+            new = self._host.emitted()
+            found += new
+            if not worked and not new:
+                return found
+
+    def _stop(self) -> None:
+        self._task.cancel()
+        self._loop.run_until_complete(asyncio.wait([self._task]))
+
+    def close(self) -> None:
+        """End the director, and leave its network namespace, which then goes."""
+        while self._undo:
+            self._undo.pop()()
+
+
+class _Selector(selectors.DefaultSelector):
+    """Tells whether there was anything to read."""
+
+    found = False
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        events = super().select(timeout)
+        self.found = bool(events)
+        return events
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop whose time is what it is told.
+
+    Attributes:
+        now: seconds since the start.
+    """
+
+    def __init__(self) -> None:
+        self._watched = _Selector()
+        super().__init__(self._watched)
+        self.now = 0.0
+
+    def time(self) -> float:
+        """Return the time that timers go by."""
+        return self.now
+
+    def work(self) -> bool:
+        """Do what there is to do now, without waiting; say whether anything was to be read."""
+        worked = False
+        while True:
+            self.call_soon(self.stop)
+            self.run_forever()
+            if not self._watched.found:
+                return worked
+            worked = True
+
+
+def _refuse(scenario: Tree) -> None:
+    """Raise `Unsupported` where a scenario needs what only the recorded host has."""
+    fragments = False
+    for step in scenario["steps"]:
+        do = step["do"]
+        packet = bytes.fromhex(do.get("hex", ""))
+        if packet[:1] == b"\x45" and packet[9] == _IPIP:
+            raise Unsupported("the host itself unpacks no tunnels here")
+        fragments = fragments or (packet[:1] == b"\x45" and packet[6] & 0x3F | packet[7] > 0)
+        if fragments and do.get("seconds", 0.0) > _PATIENCE_S:
+            raise Unsupported("the host reassembles in real time, and waits here for longer")
