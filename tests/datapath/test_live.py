@@ -20,7 +20,7 @@ from lvskit.datapath.live.netlink import (
     split,
     text,
 )
-from lvskit.datapath.live.nfqueue import PacketQueue, Queued, _whole
+from lvskit.datapath.live.nfqueue import PacketQueue, Queued, whole
 from lvskit.datapath.live.rules import contents
 from lvskit.datapath.live.sender import fragment_v6
 from lvskit.settings import ServiceKey
@@ -120,10 +120,10 @@ def test_verdicts_of_many_packets_go_in_one_call():
 
 def test_a_logged_header_is_filled_up_to_its_length():
     v4 = bytes((0x45, 0, 1, 0)) + bytes(60)
-    assert _whole(v4) == v4 + bytes(256 - 64)
+    assert whole(v4) == v4 + bytes(256 - 64)
     v6 = bytes((0x60, 0, 0, 0, 0, 100)) + bytes(58)
-    assert len(_whole(v6)) == 140
-    assert _whole(b"") == b""
+    assert len(whole(v6)) == 140
+    assert whole(b"") == b""
 
 
 def test_what_the_sets_hold():

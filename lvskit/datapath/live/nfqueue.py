@@ -47,14 +47,19 @@ _ATTRIBUTES: Final = HEADER + _GENERIC
 _MARK: Final = 3
 _PAYLOAD: Final = 10
 _PAYLOAD_TYPE: Final = struct.pack("=H", _PAYLOAD)
+_LOG_HEADER: Final = 1
 _LOG_PAYLOAD: Final = 9
-# NFQA_PACKET_HDR, always first: 4 bytes of attribute header, then the packet's number.
+_LOG_HOOK: Final = 2  # where nfulnl_msg_packet_hdr has it
+# NFQA_PACKET_HDR, always first: 4 bytes of attribute header, then the packet's number, the
+# protocol of its frame, and the hook where it waits.
 _NUMBER: Final = _ATTRIBUTES + 4
 _NUMBER_END: Final = _NUMBER + 4
-_BEHIND_NUMBER: Final = _ATTRIBUTES + 12
+_HOOK: Final = _NUMBER + 6
 _LARGEST: Final = 66_000
 _LAYOUTS: Final = 1024
 _STATISTICS: Final = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")
+
+_AT_ONCE: Final = 1 << 16  # bytes of verdicts to one call; more might not fit its buffer
 
 ACCEPT: Final = b"\0\0\0\1"
 DROP: Final = b"\0\0\0\0"
@@ -67,11 +72,13 @@ class Queued(NamedTuple):
         number: the kernel's for it, packed; later packets have higher ones.
         packet: one datagram.
         mark: its firewall mark.
+        hook: where it waits: `nftables.INPUT` and the like.
     """
 
     number: bytes
     packet: bytes
     mark: int
+    hook: int
 
 
 class PacketQueue:
@@ -96,10 +103,11 @@ class PacketQueue:
         self._netlink.lose_silently()  # counted by the kernel, see `losses`
         self._socket = self._netlink.socket
         self._prefix_end = 0
-        self._layouts: dict[bytes, int] = {}
-        head = struct.pack("=IHHII", 32, _QUEUE_VERDICT_BATCH, REQUEST, 0, 0)
+        self._layouts: dict[bytes, tuple[int, int]] = {}
         # NFQA_VERDICT_HDR: 12 bytes of type 2; then verdict and packet number.
-        self._verdict = head + bytes((0, 0)) + number.to_bytes(2, "big") + struct.pack("=HH", 12, 2)
+        self._place = bytes((0, 0)) + number.to_bytes(2, "big") + struct.pack("=HH", 12, 2)
+        head = struct.pack("=IHHII", 32, _QUEUE_VERDICT_BATCH, REQUEST, 0, 0)
+        self._verdict = head + self._place
         try:
             self._configure(attribute(1, struct.pack(">BxH", _BIND, 0)))
             self._configure(be32(3, length))
@@ -120,25 +128,26 @@ class PacketQueue:
         """Return the descriptor that is readable when packets wait."""
         return self._socket.fileno()
 
-    def read(self, limit: int) -> list[tuple[bytes, bytes, int]]:
+    def read(self, limit: int) -> list[tuple[bytes, bytes, int, int]]:
         """Return up to `limit` waiting packets, as `Queued` has them, without waiting."""
-        found: list[tuple[bytes, bytes, int]] = []
+        found: list[tuple[bytes, bytes, int, int]] = []
         add, receive, layouts = found.append, self._socket.recv, self._layouts
         end = self._prefix_end
         try:
             for _ in range(limit):
                 message = receive(_LARGEST)
-                # Between the number and the payload lie interfaces, the mark and the sender's
-                # hardware address: the same for most packets, so the way through is remembered.
-                # Some have one attribute more at the end (a datagram put together from fragments).
-                mark = layouts.get(message[_BEHIND_NUMBER:end])
-                if mark is None or message[end + 2 : end + 4] != _PAYLOAD_TYPE:
+                # Between the number and the payload lie the hook, interfaces, the mark and the
+                # sender's hardware address: the same for most packets, so the way through is
+                # remembered. Some have one attribute more at the end (a datagram put together
+                # from fragments).
+                known = layouts.get(message[_NUMBER_END:end])
+                if known is None or message[end + 2 : end + 4] != _PAYLOAD_TYPE:
                     queued = self._dissect(message)
                     end = self._prefix_end
                     if queued is not None:
                         add(queued)
                 else:
-                    add((message[_NUMBER:_NUMBER_END], message[end + 4 :], mark))
+                    add((message[_NUMBER:_NUMBER_END], message[end + 4 :], *known))
         except OSError as err:
             if err.errno not in (errno.EAGAIN, errno.ENOBUFS):
                 raise
@@ -151,29 +160,43 @@ class PacketQueue:
             if kind == ERROR:
                 self.refused += 1
             return None
-        mark, packet = 0, b""
+        mark, packet, hook = 0, b"", message[_HOOK]
         for attribute_type, start, end in spans(message, _ATTRIBUTES):
             if attribute_type == _MARK:
                 mark = int.from_bytes(message[start:end], "big")
             elif attribute_type == _PAYLOAD:
                 packet = message[start:end]
                 if end == len(message):
-                    self._remember(message[_BEHIND_NUMBER : start - 4], start - 4, mark)
-        return Queued(message[_NUMBER:_NUMBER_END], packet, mark)
+                    self._remember(message[_NUMBER_END : start - 4], start - 4, (mark, hook))
+        return Queued(message[_NUMBER:_NUMBER_END], packet, mark, hook)
 
-    def _remember(self, prefix: bytes, end: int, mark: int) -> None:
+    def _remember(self, prefix: bytes, end: int, known: tuple[int, int]) -> None:
         if end != self._prefix_end or len(self._layouts) >= _LAYOUTS:
             self._layouts.clear()
             self._prefix_end = end
-        self._layouts[prefix] = mark
+        self._layouts[prefix] = known
 
-    def answer(self, runs: list[tuple[bytes, bytes]]) -> None:
-        """Decide packets: for each run, `ACCEPT` or `DROP`, and the number of its last packet.
+    def answer(self, runs: list[tuple[bytes, bytes, bytes]]) -> None:
+        """Decide packets, in runs: `ACCEPT` or `DROP`, the number of a run's last packet, nothing.
 
-        A run takes every packet that still waits up to that number, so runs are in order.
+        A run takes every packet that still waits up to that number, so runs are in order. With
+        bytes in its third place it is one packet alone, which goes on as those bytes.
         """
-        head = self._verdict
-        self._socket.send(b"".join([head + verdict + number for verdict, number in runs]))
+        head, parts, size = self._verdict, [], 0
+        for verdict, number, changed in runs:
+            part = self._rewrite(verdict, number, changed) if changed else head + verdict + number
+            parts.append(part)
+            size += len(part)
+            if size >= _AT_ONCE:
+                self._socket.send(b"".join(parts))
+                parts, size = [], 0
+        if parts:
+            self._socket.send(b"".join(parts))
+
+    def _rewrite(self, verdict: bytes, number: bytes, changed: bytes) -> bytes:
+        body = self._place + verdict + number + attribute(_PAYLOAD, changed)
+        head = struct.pack("=IHHII", HEADER + len(body), _QUEUE_VERDICT, REQUEST, 0, 0)
+        return head + body
 
     def losses(self) -> tuple[int, int]:
         """Return how many packets the kernel dropped: the queue was full, the buffer was full.
@@ -196,7 +219,7 @@ class PacketQueue:
 
 
 class PacketLog:
-    """Copies of the headers of what local servers send.
+    """Copies of headers: of what local servers send, and of clients' fragments.
 
     Args:
         group: number of the log group.
@@ -223,13 +246,15 @@ class PacketLog:
         """Return the descriptor that is readable when copies wait."""
         return self._netlink.socket.fileno()
 
-    def read(self) -> list[bytes]:
-        """Return waiting copies, without waiting: real headers, then zeros to the full length."""
-        found = []
+    def read(self) -> list[tuple[int, bytes]]:
+        """Return waiting copies, without waiting: the hook, and the beginning of the packet."""
+        found, hook = [], 0
         for message in self._netlink.drain():
             for kind, start, end in spans(message.body, _GENERIC):
-                if kind == _LOG_PAYLOAD:
-                    found.append(_whole(message.body[start:end]))
+                if kind == _LOG_HEADER:
+                    hook = message.body[start + _LOG_HOOK]
+                elif kind == _LOG_PAYLOAD:
+                    found.append((hook, message.body[start:end]))
         return found
 
     def close(self) -> None:
@@ -237,8 +262,8 @@ class PacketLog:
         self._netlink.close()
 
 
-def _whole(packet: bytes) -> bytes:
-    """Return `packet`, cut short by the log, at the length that its header claims."""
+def whole(packet: bytes) -> bytes:
+    """Return `packet`, cut short by the log, at the length that its header claims: with zeros."""
     if packet[:1] >= b"\x60":
         return packet.ljust(40 + int.from_bytes(packet[4:6], "big"), b"\0")
     return packet.ljust(int.from_bytes(packet[2:4], "big"), b"\0")

@@ -34,6 +34,7 @@ FIRST_REGISTER: Final = 8
 
 # Keys of the `meta` expression.
 MARK: Final = 3
+SKUID: Final = 10
 NFPROTO: Final = 15
 L4PROTO: Final = 16
 
@@ -41,7 +42,9 @@ L4PROTO: Final = 16
 NETWORK: Final = 1
 TRANSPORT: Final = 2
 
+PREROUTING: Final = 0
 INPUT: Final = 1
+FORWARD: Final = 2
 OUTPUT: Final = 3
 
 _SOME: Final = 500  # elements to one message: an attribute holds 64 KiB at most
@@ -131,9 +134,15 @@ def payload(base: int, offset: int, size: int, register: int = 0) -> bytes:
     )
 
 
-def equals(value: bytes) -> bytes:
-    """Go on only where the first register holds `value`."""
-    return _expression("cmp", be32(1, FIRST_REGISTER), be32(2, 0), nested(3, attribute(1, value)))
+def equals(value: bytes, *, mask: bytes = b"", negated: bool = False) -> bytes:
+    """Go on only where the first register, or its bits in `mask`, hold `value`, or do not."""
+    masked = b""
+    if mask:
+        own = (be32(1, FIRST_REGISTER), be32(2, FIRST_REGISTER), be32(3, len(mask)))
+        nothing = nested(5, attribute(1, bytes(len(mask))))
+        masked = _expression("bitwise", *own, nested(4, attribute(1, mask)), nothing)
+    value = nested(3, attribute(1, value))
+    return masked + _expression("cmp", be32(1, FIRST_REGISTER), be32(2, int(negated)), value)
 
 
 def member(name: str, number: int) -> bytes:

@@ -8,79 +8,36 @@ kernel drops queued packets whenever a hook goes away (nf_queue_nf_hook_drop).
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import socket
-import sys
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
 
-from lvskit.datapath.live import netlink, nftables
+from lvskit.datapath.live import matches, netlink, nftables
 from lvskit.datapath.live.netlink import Message, Netlink, Refused
+from lvskit.datapath.live.sets import SETS, Claims, Contents, contents
 from lvskit.errors import DatapathError
-from lvskit.settings import ServiceKey
-from lvskit.types import ICMP, ICMPV6, TCP, UDP
 
 PRIORITY: Final = 99  # ip_vs_ops: LOCAL_IN at NF_IP_PRI_NAT_SRC - 1
-SNAPSHOT: Final = 128  # of a reply: its headers
+_BEFORE_REASSEMBLY: Final = -450  # NF_IP_PRI_CONNTRACK_DEFRAG is -400
+SNAPSHOT: Final = 128  # of a reply or a fragment: its headers
 
-_IN, _OUT, _REASSEMBLE = "input", "output", "reassemble"
-
-# Types of keys as nft numbers them, six bits each in a concatenation.
-_ADDRESS: Final = {4: 7, 6: 8}
-_PROTOCOL, _PORT, _MARK, _NFPROTO = 12, 13, 19, 2
-_FAMILY: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
-_ADDRESS_SIZE: Final = {4: 4, 6: 16}
-# Offsets of the addresses in a header.
-_SOURCE: Final = {4: 12, 6: 8}
-_DESTINATION: Final = {4: 16, 6: 24}
-_ERRORS: Final = ((ICMP, (3, 4, 11)), (ICMPV6, (1, 2, 3, 4)))
-
-_SETS: Final = {
-    "services4": (_ADDRESS[4] << 12 | _PROTOCOL << 6 | _PORT, 12),
-    "services6": (_ADDRESS[6] << 12 | _PROTOCOL << 6 | _PORT, 24),
-    "allports4": (_ADDRESS[4] << 6 | _PROTOCOL, 8),
-    "allports6": (_ADDRESS[6] << 6 | _PROTOCOL, 20),
-    "addresses4": (_ADDRESS[4], 4),
-    "addresses6": (_ADDRESS[6], 16),
-    "marks": (_NFPROTO << 12 | _PROTOCOL << 6 | _MARK, 12),
-    "marked": (_NFPROTO << 6 | _PROTOCOL, 8),
-    "errors": (_PROTOCOL << 6 | 14, 8),
-}
-_NUMBERS: Final = {name: number for number, name in enumerate(_SETS, start=1)}
-
-Contents = dict[str, set[bytes]]
+_IN, _OUT, _FORWARD = "input", "output", "forward"
+_REASSEMBLE, _FRAGMENTS = "reassemble", "fragments"
 
 
-def _word(value: int) -> bytes:
-    """Return one byte as a key's field: fields fill registers of 4 bytes."""
-    return bytes((value, 0, 0, 0))
+class Watch(NamedTuple):
+    """Which answers of real servers the director hears of.
 
-
-def contents(keys: Iterable[ServiceKey]) -> Contents:
-    """Return what each set holds for the services `keys`.
-
-    >>> found = contents([ServiceKey.of(6, bytes([10, 0, 0, 2]), 80)])
-    >>> sorted(key.hex() for key in found["services4"])
-    ['0a0000020600000000500000']
+    Attributes:
+        copies: it is told what local sockets send from the address of a service.
+        answers: packets of answering servers that cross the host wait for its word.
+        local_answers: those that such a server on this host itself sends do, too.
     """
-    found: Contents = {name: set() for name in _SETS}
-    found["errors"] = {_word(protocol) + _word(t) for protocol, types in _ERRORS for t in types}
-    for key in keys:
-        version = key.version
-        if key.fwmark:
-            family, mark = _word(_FAMILY[version]), key.fwmark.to_bytes(4, sys.byteorder)
-            for protocol in (TCP, UDP):
-                found["marks"].add(family + _word(protocol) + mark)
-            for protocol in (TCP, UDP, ICMP if version == 4 else ICMPV6):
-                found["marked"].add(family + _word(protocol))
-            continue
-        place = key.address + _word(key.protocol)
-        if key.port:
-            found[f"services{version}"].add(place + key.port.to_bytes(2, "big") + b"\0\0")
-        else:
-            found[f"allports{version}"].add(place)
-        found[f"addresses{version}"].add(key.address)
-    return found
+
+    copies: bool = False
+    answers: bool = False
+    local_answers: bool = False
 
 
 class Rules:
@@ -89,7 +46,7 @@ class Rules:
     Args:
         table: its name.
         queue: the number of the packet queue.
-        group: the number of the log group that hears of replies.
+        group: the number of the log group that hears of replies and fragments.
         bypass: let packets pass to the local stack where no program reads the queue.
     """
 
@@ -101,30 +58,30 @@ class Rules:
         self._netlink = Netlink(netlink.NETFILTER)
         self._monitor = Netlink(netlink.NETFILTER, groups=[nftables.MONITOR])
         self._held: Contents = {}
-        self._reassembling = False
-        self._watching = False
-        self.native = True
+        self._settled: set[str] = set()
+        self._watch = Watch()
+        self._to_queue: Callable[..., bytes] = nftables.queue
 
     # --- the table ---
 
-    def install(self, keys: Iterable[ServiceKey]) -> None:
+    def install(self, claims: Claims) -> None:
         """Make the table, in place of one that an earlier run left; all in one transaction.
 
         Raises:
             DatapathError: nftables or its queue is missing here, or the right to use it.
         """
         self._held = {}
-        self._reassembling = False
-        wanted = contents(keys)
+        self._settled.clear()
+        wanted = contents(claims)
+        self._to_queue = nftables.queue
         try:
-            self._transact(self._whole(nftables.queue, wanted))
-            self.native = True
+            self._transact(self._whole(wanted))
         except Refused as refused:
             if refused.errno in (errno.EPERM, errno.EACCES):
                 raise _not_allowed(refused) from refused
+            self._to_queue = nftables.queue_target
             try:
-                self._transact(self._whole(nftables.queue_target, wanted))
-                self.native = False
+                self._transact(self._whole(wanted))
             except Refused as err:
                 raise DatapathError(
                     f"the packet queue cannot be set up: nftables refused `queue` "
@@ -133,14 +90,13 @@ class Rules:
                     "and CONFIG_NETFILTER_XT_TARGET_NFQUEUE (modprobe nft_queue)"
                 ) from err
         self._held = wanted
-        self._reassemble()
-        if self._watching:
-            self._watching = False
-            self.watch_replies(wanted=True)
+        self._see_to_fragments()
+        watch, self._watch = self._watch, Watch()
+        self.watch(watch)
 
-    def update(self, keys: Iterable[ServiceKey]) -> None:
-        """Make the sets hold `keys`: only what differs is sent, in one transaction."""
-        wanted = contents(keys)
+    def update(self, claims: Claims) -> None:
+        """Make the sets hold `claims`: only what differs is sent, in one transaction."""
+        wanted = contents(claims)
         changes: list[Message] = []
         for name, held in self._held.items():
             gone, new = held - wanted[name], wanted[name] - held
@@ -152,10 +108,10 @@ class Rules:
             except Refused as refused:
                 if refused.errno != errno.ENOENT:
                     raise _not_allowed(refused) from refused
-                self.install(keys)  # somebody flushed the ruleset
+                self.install(claims)  # somebody flushed the ruleset
                 return
             self._held = wanted
-            self._reassemble()
+            self._see_to_fragments()
 
     def remove(self) -> None:
         """Take the table away, so that the local stack answers for every address again."""
@@ -164,7 +120,7 @@ class Rules:
         except Refused as refused:
             raise _not_allowed(refused) from refused
 
-    def _whole(self, to_queue: Callable[..., bytes], wanted: Contents) -> list[Message]:
+    def _whole(self, wanted: Contents) -> list[Message]:
         table = self._table
         messages = [
             nftables.new_table(table),
@@ -174,91 +130,92 @@ class Rules:
             nftables.new_chain(table, _OUT, nftables.OUTPUT, PRIORITY),
             nftables.new_chain(table, _REASSEMBLE),
         ]
-        for name, (key_type, size) in _SETS.items():
-            messages.append(nftables.new_set(table, name, _NUMBERS[name], key_type, size))
+        for name, (key_type, size) in SETS.items():
+            messages.append(nftables.new_set(table, name, matches.NUMBERS[name], key_type, size))
             messages += nftables.elements(table, name, wanted[name])
-        to_director = to_queue(self._queue_number, bypass=self._bypass)
-        for matches in self._services(_DESTINATION, 2):
-            messages.append(nftables.new_rule(table, _IN, *matches, to_director))
-        family, protocol = nftables.meta(nftables.NFPROTO), nftables.meta(nftables.L4PROTO, 1)
-        mark = nftables.meta(nftables.MARK, 2)
-        messages.append(
-            nftables.new_rule(table, _IN, family, protocol, mark, _member("marks"), to_director)
-        )
+        to_director = self._queue()
+        for match in (*matches.to_places("services", "allports"), matches.marked()):
+            messages.append(nftables.new_rule(table, _IN, *match, to_director))
         # ICMP errors are seldom ours, and the host needs its own while no daemon reads the queue.
-        error = to_queue(self._queue_number, bypass=True)
-        kind = (
-            nftables.meta(nftables.L4PROTO),
-            nftables.payload(nftables.TRANSPORT, 0, 1, 1),
-            _member("errors"),
-        )
-        for version in (4, 6):
-            match = (*self._to(_DESTINATION, version), _member(f"addresses{version}"))
-            messages.append(nftables.new_rule(table, _IN, *kind, *match, error))
-        match = (family, protocol, _member("marked"))
-        messages.append(nftables.new_rule(table, _IN, *kind, *match, error))
+        to_director = self._queue(bypass=True)
+        for match in matches.errors():
+            messages.append(nftables.new_rule(table, _IN, *match, to_director))
         return messages
 
-    def _services(self, address: dict[int, int], port: int) -> list[tuple[bytes, ...]]:
-        """Return the matches of packets that an address and port tell to be of a service."""
-        found = []
-        for version in (4, 6):
-            words = _ADDRESS_SIZE[version] // 4
-            to = (*self._to(address, version), nftables.meta(nftables.L4PROTO, words))
-            own = nftables.payload(nftables.TRANSPORT, port, 2, words + 1)
-            found.append((*to, own, _member(f"services{version}")))
-            found.append((*to, _member(f"allports{version}")))
-        return found
+    def _queue(self, *, bypass: bool = False) -> bytes:
+        return self._to_queue(self._queue_number, bypass=bypass or self._bypass)
 
-    def _to(self, address: dict[int, int], version: int) -> tuple[bytes, ...]:
-        size = _ADDRESS_SIZE[version]
-        return (
-            nftables.meta(nftables.NFPROTO),
-            nftables.equals(bytes((_FAMILY[version],))),
-            nftables.payload(nftables.NETWORK, address[version], size),
-        )
+    # --- answers of real servers ---
 
-    # --- replies of local servers ---
+    def watch(self, wanted: Watch) -> None:
+        """Hear of the answers in `wanted`, and of no others.
 
-    def watch_replies(self, *, wanted: bool) -> None:
-        """Copy the headers of what local sockets send from a service to the log group, or stop."""
-        if wanted == self._watching:
+        The chain that sees answers cross the host is made when one is wanted first, and stays.
+
+        Raises:
+            DatapathError: the kernel lacks what it takes.
+        """
+        if wanted == self._watch:
             return
-        self._watching = wanted
-        messages = [nftables.delete_rules(self._table, _OUT)]
-        if wanted:
-            end = (nftables.log(self._group, SNAPSHOT), nftables.accept())
-            marked = (
-                nftables.meta(nftables.NFPROTO),
-                nftables.meta(nftables.L4PROTO, 1),
-                _member("marked"),
-            )
-            for matches in (*self._services(_SOURCE, 0), marked):
-                messages.append(nftables.new_rule(self._table, _OUT, *matches, *end))
+        table = self._table
+        messages = [nftables.delete_rules(table, _OUT)]
+        if wanted.answers and not self._watch.answers:
+            messages.append(nftables.new_chain(table, _FORWARD, nftables.FORWARD, PRIORITY))
+            messages += self._answers(_FORWARD)
+        if wanted.local_answers:
+            messages += self._answers(_OUT)
+        if wanted.copies:
+            copy = (nftables.log(self._group, SNAPSHOT), nftables.accept())
+            for match in (*matches.from_places("services", "allports"), matches.markable()):
+                messages.append(nftables.new_rule(table, _OUT, *match, *copy))
+            # Of ICMP errors the host's own are wanted: its socket is no program's, as ours is.
+            messages.append(nftables.new_rule(table, _OUT, *matches.programs(), nftables.accept()))
+            for match in matches.errors_about("addresses"):
+                messages.append(nftables.new_rule(table, _OUT, *match, *copy))
         try:
             self._transact(messages)
         except Refused as refused:
             raise DatapathError(
-                f"replies of local servers cannot be followed: {refused.strerror}; the kernel "
+                f"answers of real servers cannot be followed: {refused.strerror}; the kernel "
                 "needs CONFIG_NFT_LOG and CONFIG_NETFILTER_NETLINK_LOG (modprobe nft_log)"
             ) from refused
+        self._watch = wanted._replace(answers=wanted.answers or self._watch.answers)
+
+    def _answers(self, chain: str) -> Iterator[Message]:
+        for match in matches.from_places("answers", "allanswers"):
+            yield nftables.new_rule(self._table, chain, *match, self._queue())
+        for match in matches.errors_about("servers"):
+            yield nftables.new_rule(self._table, chain, *match, self._queue(bypass=True))
+
+    # --- fragments ---
+
+    def _see_to_fragments(self) -> None:
+        """See to what happens to fragments before the input hook, once a service needs it.
+
+        IPv6: the kernel reassembles it there only if asked to; ip_vs asks for the same
+        (ip_vs_ctl.c, nf_defrag_ipv6_enable). A `tproxy` expression, even in a chain that nothing
+        leads to, is what switches it on without connection tracking; a kernel without it drops
+        fragments. IPv4: headers of fragments are copied, see `lvskit.datapath.live.fragments`; a
+        kernel that cannot splits larger datagrams only where it must.
+        """
+        held, table = self._held, self._table
+        if (held["addresses6"] or held["marks"]) and _REASSEMBLE not in self._settled:
+            self._try(_REASSEMBLE, [nftables.new_rule(table, _REASSEMBLE, nftables.tproxy())])
+        if (held["addresses4"] or held["marks"]) and _FRAGMENTS not in self._settled:
+            hook = nftables.PREROUTING, _BEFORE_REASSEMBLY
+            messages = [nftables.new_chain(table, _FRAGMENTS, *hook)]
+            for match in matches.fragments():
+                copy = nftables.log(self._group, SNAPSHOT)
+                messages.append(nftables.new_rule(table, _FRAGMENTS, *match, copy))
+            self._try(_FRAGMENTS, messages)
+
+    def _try(self, what: str, messages: list[Message]) -> None:
+        """Do what a kernel may lack, until it has been done."""
+        with contextlib.suppress(Refused):
+            self._transact(messages)
+            self._settled.add(what)
 
     # --- the rest ---
-
-    def _reassemble(self) -> None:
-        """Have the kernel reassemble IPv6 before the input hook, once there is a service of it.
-
-        IPv4 datagrams are whole there in any case; ip_vs asks for the same (ip_vs_ctl.c,
-        nf_defrag_ipv6_enable). A `tproxy` expression, even in a chain that nothing leads to, is
-        what switches it on without connection tracking; a kernel without it drops fragments.
-        """
-        if self._reassembling or not (self._held["addresses6"] or self._held["marks"]):
-            return
-        self._reassembling = True
-        try:
-            self._transact([nftables.new_rule(self._table, _REASSEMBLE, nftables.tproxy())])
-        except Refused:
-            self._reassembling = False
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when somebody changed nftables."""
@@ -287,10 +244,6 @@ class Rules:
         """Close the sockets; the table stays."""
         self._netlink.close()
         self._monitor.close()
-
-
-def _member(name: str) -> bytes:
-    return nftables.member(name, _NUMBERS[name])
 
 
 def _not_allowed(refused: Refused) -> DatapathError:

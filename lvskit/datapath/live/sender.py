@@ -1,7 +1,8 @@
 """Send complete IP datagrams by raw sockets.
 
-A raw socket passes the output hooks and the routing of the host, as ip_vs does. One sendto for
-each packet: sendmmsg through ctypes was measured, and filling its arrays costs what the calls
+A raw socket passes the output hooks and the routing of the host, as ip_vs does; it routes by the
+address that it is told, whatever the header names, which is what direct routing needs. One sendto
+for each packet: sendmmsg through ctypes was measured, and filling its arrays costs what the calls
 save. The kernel side (net/ipv4/raw.c, raw_send_hdrinc) recomputes the header checksum and leaves
 the rest, except that it replaces an identification of 0 where DF is not set.
 """
@@ -21,12 +22,13 @@ _IPPROTO_RAW: Final = 255
 _SNDBUFFORCE: Final = 32
 _KNOWN: Final = 4096
 _FRAGMENT_HEADER: Final = 44
+_DF: Final = 0x40
 
 _Address = tuple[str, int]
 
 
 class Sender:
-    """Sends datagrams, header and all, each to the destination in its header.
+    """Sends datagrams, header and all, each to the destination in its header or by another way.
 
     Attributes:
         failed: datagrams that the host did not take, by error number.
@@ -58,18 +60,50 @@ class Sender:
                     self._v6(packet, known.get(packet[24:40]) or self._address(packet[24:40]))
             except OSError as err:
                 # A full device, a filter at the output, no route: lost, as on any wire.
-                code = err.errno or 0
-                self.failed[code] = self.failed.get(code, 0) + 1
+                self._count(err.errno or 0)
 
-    def send_large(self, packet: bytes, mtu: int) -> None:
-        """Send `packet`, larger than `mtu`, in fragments if its header allows that."""
-        if packet[0] >= 0x60:
-            self._identification = self._identification + 1 & 0xFFFFFFFF
-            self.send(fragment_v6(packet, mtu, self._identification))
-        elif packet[6] & 0x40:  # DF
-            self.failed[errno.EMSGSIZE] = self.failed.get(errno.EMSGSIZE, 0) + 1
+    def send_to(self, packet: bytes, via: bytes, limit: int, *, even_df: bool = False) -> None:
+        """Send one packet by the way to another address, or in fragments of `limit` bytes.
+
+        Args:
+            packet: one datagram.
+            via: packed address whose next hop gets it; empty = its own destination.
+            limit: larger packets are split where their header allows that.
+            even_df: it allows it in any case; each part says DF then as the whole did.
+        """
+        four = packet[0] < 0x60
+        if len(packet) <= limit:
+            parts = [packet]
+        elif four:
+            parts = self._fragments(packet, limit, even_df)
         else:
-            self.send(fragment(packet, mtu))
+            self._identification = self._identification + 1 & 0xFFFFFFFF
+            parts = fragment_v6(packet, limit, self._identification)
+        way = via or (packet[16:20] if four else packet[24:40])
+        target = self._addresses.get(way) or self._address(way)
+        for part in parts:
+            try:
+                (self._v4 if four else self._v6)(part, target)
+            except OSError as err:
+                self._count(err.errno or 0)
+
+    def _fragments(self, packet: bytes, limit: int, even_df: bool) -> list[bytes]:
+        """Return an IPv4 datagram in parts; none where it may not be split."""
+        df = packet[6] & _DF
+        if df and not even_df:
+            self._count(errno.EMSGSIZE)
+            return []
+        if not df and packet[4:6] == b"\0\0":  # the kernel would give each part one of its own
+            self._identification = self._identification + 1 & 0xFFFFFFFF
+            own = self._identification & 0xFFFF | 1
+            packet = packet[:4] + own.to_bytes(2, "big") + packet[6:]
+        return [
+            part[:6] + bytes((part[6] | df,)) + part[7:]  # the kernel sums the header anew
+            for part in fragment(packet, limit)
+        ]
+
+    def _count(self, error: int) -> None:
+        self.failed[error] = self.failed.get(error, 0) + 1
 
     def _address(self, packed: bytes) -> _Address:
         """Return an address as sockets take it, and keep it."""
