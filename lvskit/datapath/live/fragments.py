@@ -7,6 +7,7 @@ headers of fragments before the host reassembles them.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Final
 
 KEPT_S: Final = 30.0  # net.ipv4.ipfrag_time: the host itself gives up then
@@ -21,7 +22,7 @@ class FragmentSizes:
     """
 
     def __init__(self) -> None:
-        self._sizes: dict[bytes, tuple[int, float]] = {}
+        self._sizes: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._sizes)
@@ -30,7 +31,7 @@ class FragmentSizes:
         """Take note of a fragment: its header, at least."""
         sizes, key = self._sizes, _datagram(fragment)
         while sizes and (len(sizes) >= _MOST or now >= next(iter(sizes.values()))[1] + KEPT_S):
-            del sizes[next(iter(sizes))]
+            sizes.popitem(last=False)
         size, since = sizes.get(key, (0, now))
         sizes[key] = max(size, fragment[2] << 8 | fragment[3]), since
 

@@ -94,13 +94,17 @@ def programs() -> Match:
     return (nftables.meta(nftables.SKUID),)
 
 
-def fragments() -> Iterator[Match]:
-    """Match IPv4 fragments that may be of a service's packets."""
-    fragment = (
+def fragment() -> Match:
+    """Match IPv4 fragments."""
+    return (
         *_of(4),
         nftables.payload(nftables.NETWORK, _FRAGMENT, 2),
         nftables.equals(b"\0\0", mask=_MF_AND_OFFSET, negated=True),
     )
+
+
+def wanted_fragments() -> Iterator[Match]:
+    """Match IPv4 fragments that may be of a service's packets."""
     to = nftables.payload(nftables.NETWORK, _DESTINATION[4], 4)
-    yield (*fragment, to, _member("addresses4"))
-    yield (*fragment, *_MAY_BE_MARKED)
+    yield to, _member("addresses4")
+    yield _MAY_BE_MARKED

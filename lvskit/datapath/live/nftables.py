@@ -47,6 +47,7 @@ INPUT: Final = 1
 FORWARD: Final = 2
 OUTPUT: Final = 3
 
+_JUMP: Final = -3
 _SOME: Final = 500  # elements to one message: an attribute holds 64 KiB at most
 
 
@@ -170,6 +171,12 @@ def log(group: int, size: int) -> bytes:
 def accept() -> bytes:
     """End the chain."""
     return _expression("immediate", be32(1, 0), nested(2, nested(2, be32(1, 1))))
+
+
+def jump(chain: str) -> bytes:
+    """Go through another chain, which is at no hook."""
+    verdict = nested(2, be32(1, _JUMP), text(2, chain))
+    return _expression("immediate", be32(1, 0), nested(2, verdict))
 
 
 def tproxy() -> bytes:

@@ -202,9 +202,15 @@ class Rules:
         if (held["addresses6"] or held["marks"]) and _REASSEMBLE not in self._settled:
             self._try(_REASSEMBLE, [nftables.new_rule(table, _REASSEMBLE, nftables.tproxy())])
         if (held["addresses4"] or held["marks"]) and _FRAGMENTS not in self._settled:
-            hook = nftables.PREROUTING, _BEFORE_REASSEMBLY
-            messages = [nftables.new_chain(table, _FRAGMENTS, *hook)]
-            for match in matches.fragments():
+            # One rule alone is what every packet of the host meets here.
+            entry, hook = f"{_FRAGMENTS}_in", (nftables.PREROUTING, _BEFORE_REASSEMBLY)
+            to_copies = nftables.jump(_FRAGMENTS)
+            messages = [
+                nftables.new_chain(table, _FRAGMENTS),
+                nftables.new_chain(table, entry, *hook),
+                nftables.new_rule(table, entry, *matches.fragment(), to_copies),
+            ]
+            for match in matches.wanted_fragments():
                 copy = nftables.log(self._group, SNAPSHOT)
                 messages.append(nftables.new_rule(table, _FRAGMENTS, *match, copy))
             self._try(_FRAGMENTS, messages)

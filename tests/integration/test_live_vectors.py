@@ -1,0 +1,66 @@
+"""The recordings of the real kernel, replayed on the live datapath in a network namespace."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lvskit import load_plugins
+from lvskit.testing.vectors import find, load, run_scenario
+
+pytestmark = pytest.mark.integration
+VECTORS = Path(__file__).parents[1] / "vectors"
+PLUGINS = load_plugins(strict=True)
+PENDING = {
+    "pkt_icmp_related": "an ICMP error from a client about its own packet is not counted yet",
+    "pkt_outer_header_pmtu_disc0": "the tunnel does not know pmtu_disc=0 yet",
+    "pkt_pmtu_icmp_from_network": "the tunnel does not know its own packets again yet",
+}
+"""Recordings that are known to differ, and why; one that agrees must leave this list."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _namespaces() -> None:
+    probe = subprocess.run(["unshare", "-n", "true"], capture_output=True, text=True)
+    if probe.returncode:
+        pytest.skip(f"network namespaces cannot be made here: {probe.stderr.strip()}")
+
+
+def _cases() -> list[object]:
+    return [
+        pytest.param(
+            path,
+            id=path.stem,
+            marks=[pytest.mark.xfail(reason=PENDING[path.stem], strict=True)]
+            if path.stem in PENDING
+            else [],
+        )
+        for path in find([VECTORS])
+        if not path.stem.startswith(("cli_", "lvsadm_"))  # no packets: the memory datapath's
+    ]
+
+
+@pytest.mark.parametrize("path", _cases())
+def test_live_vector(path: Path) -> None:
+    outcome = run_scenario(load(path), PLUGINS, "live")
+    if outcome.kind == "skipped":
+        pytest.skip(outcome.detail)
+    assert outcome.kind == "passed", outcome.detail
+
+
+def test_the_wire_is_a_real_one(tmp_path: Path) -> None:
+    # A recording with one byte changed fails, by the command, and leaves no namespace behind.
+    text = (VECTORS / "tcp_lifecycle.json").read_text()
+    (tmp_path / "wrong.json").write_text(text.replace('"next_hop": "x.12"', '"next_hop": "x.13"'))
+    before = Path("/proc/self/ns/net").readlink()
+    done = subprocess.run(
+        [sys.executable, "-m", "lvskit.testing.vectors", "--datapath", "live", tmp_path],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "expected 'x.13', got 'x.12'" in done.stdout
+    assert Path("/proc/self/ns/net").readlink() == before
