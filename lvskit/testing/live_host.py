@@ -42,6 +42,8 @@ _PATIENCE_S: Final = 10.0
 
 _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_STXCSUM: Final = 0x17
+_TUNSETIFF: Final = 0x400454CA
+_IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
 
 _SETTINGS: Final = {
     "ipv4/ip_forward": 1,
@@ -118,6 +120,13 @@ class LiveHost:
         made.bind((interface, kind))
         made.settimeout(_PATIENCE_S)
         return made
+
+    def tunnel_end(self) -> int:
+        """Make a device into which to write what came in a tunnel; return its descriptor."""
+        device = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+        fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH14x", b"tun0", _IFF_TUN | _IFF_NO_PI))
+        _ip("link set tun0 up")
+        return device
 
     # --- packets ---
 

@@ -28,6 +28,7 @@ from lvskit.testing.live_world import LiveWorld
 from lvskit.testing.wire import Tree
 from lvskit.testing.world import MemoryWorld, Unsupported, World
 
+
 class MakesWorlds(Protocol):
     """Sets a scenario up on a datapath; a clock lets timers run as late as the kernel's."""
 
