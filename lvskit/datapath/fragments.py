@@ -9,10 +9,12 @@ from lvskit.core.packet import checksum
 
 _MORE = 0x20
 _DF = 0x40
+_COPIED = 0x80  # the bit of an option's type: it belongs to every fragment
+_END, _NOTHING = 0, 1
 
 
 def fragment(packet: bytes, mtu: int) -> list[bytes]:
-    """Return `packet`, an IPv4 datagram without options, as datagrams of at most `mtu` bytes.
+    """Return `packet`, an IPv4 datagram, as datagrams of at most `mtu` bytes.
 
     Example:
         >>> whole = bytes.fromhex("4500003000070000400400000a0000010a000002") + bytes(28)
@@ -21,17 +23,32 @@ def fragment(packet: bytes, mtu: int) -> list[bytes]:
     """
     if len(packet) <= mtu:
         return [packet]
-    payload = packet[20:]
-    step = (mtu - 20) // 8 * 8
+    size = (packet[0] & 15) * 4
+    header, payload = bytearray(packet[:size]), packet[size:]
+    step = max((mtu - size) // 8 * 8, 8)
     parts = []
     for start in range(0, len(payload), step):
         piece = payload[start : start + step]
         more = _MORE if start + step < len(payload) else 0
         offset = start // 8
-        head = bytearray(packet[:20])
-        head[2:4] = (20 + len(piece)).to_bytes(2, "big")
-        head[6:8] = ((packet[6] & _DF | more) << 8 | offset).to_bytes(2, "big")
-        head[10:12] = b"\0\0"
-        head[10:12] = checksum(bytes(head)).to_bytes(2, "big")
-        parts.append(bytes(head) + piece)
+        header[2:4] = (size + len(piece)).to_bytes(2, "big")
+        header[6:8] = ((packet[6] & _DF | more) << 8 | offset).to_bytes(2, "big")
+        header[10:12] = b"\0\0"
+        header[10:12] = checksum(bytes(header)).to_bytes(2, "big")
+        parts.append(bytes(header) + piece)
+        if not start:
+            _blank_options(header)
     return parts
+
+
+def _blank_options(header: bytearray) -> None:
+    """Take away what only the first fragment has; the length stays (ip_options_fragment)."""
+    at = 20
+    while at < len(header) and header[at] != _END:
+        size = 1
+        if header[at] != _NOTHING and at + 1 < len(header):
+            size = max(header[at + 1], 1)
+        if not header[at] & _COPIED:
+            end = min(at + size, len(header))
+            header[at:end] = bytes((_NOTHING,)) * (end - at)
+        at += size

@@ -49,3 +49,31 @@ def test_sizes_at_the_edge(length: int) -> None:
     parts = fragment(datagram(length), 1500)
     assert len(parts) == -(-length // 1480)
     assert b"".join(part[20:] for part in parts) == datagram(length)[20:]
+
+
+def test_options_that_belong_to_the_first_fragment_stay_there() -> None:
+    # Record route is not copied, the router alert is (RFC 791, section 3.1; RFC 2113).
+    options = bytes.fromhex("0707040000000001 94040000".replace(" ", ""))
+    whole = bytearray(datagram(100))
+    whole[0], whole[2:4] = 0x48, (132).to_bytes(2, "big")
+    parts = fragment(bytes(whole[:20] + options + whole[20:]), 80)
+    assert [len(part) for part in parts] == [80, 80, 36]
+    assert [part[20:32].hex() for part in parts] == [
+        "070704000000000194040000",
+        "010101010101010194040000",
+        "010101010101010194040000",
+    ]
+    for part in parts:
+        found = inet.IP(part)
+        stated = found.chksum
+        del found.chksum
+        assert inet.IP(bytes(found)).chksum == stated
+
+
+@pytest.mark.parametrize("options", ["0000000007ffffff", "44000000", "070304ff", "0101010144"])
+def test_broken_options_do_no_harm(options: str) -> None:
+    raw = bytes.fromhex(options).ljust(8, b"\x44")
+    whole = bytearray(datagram(100))
+    whole[0] = 0x47
+    parts = fragment(bytes(whole[:20] + raw + whole[20:]), 60)
+    assert b"".join(part[28:] for part in parts) == datagram(100)[20:]

@@ -243,13 +243,15 @@ def test_routes_follow_the_host(network, direct):
     assert route() is None
 
 
-def test_path_mtus_are_learnt_from_icmp_errors(network):
+@pytest.mark.parametrize("protocol", [4, 17, 47])
+def test_path_mtus_are_learnt_from_icmp_errors(network, protocol):
     with network.director.entered():
         routes, errors = Routes(), PathErrors()
+        assert (errors.expect(socket.AF_INET, protocol) is None) == (protocol == 4)
     target = packed(SERVER)
     assert routes.get(target).mtu == 1500
     # "Fragmentation needed, 1300" about a tunnel's packet, as a router on the way says it.
-    inner = bytes((0x45, 0, 5, 220, 0, 0, 0x40, 0, 63, 4, 0, 0)) + packed(DIRECTOR) + target
+    inner = bytes((0x45, 0, 5, 220, 0, 0, 0x40, 0, 63, protocol, 0, 0)) + packed(DIRECTOR) + target
     message = bytes((3, 4, 0, 0, 0, 0)) + (1300).to_bytes(2, "big") + inner + bytes(8)
     total = sum(struct.unpack(f">{len(message) // 2}H", message))
     message = message[:2] + (0xFFFF - total % 0xFFFF).to_bytes(2, "big") + message[4:]

@@ -24,6 +24,8 @@ class Carrier:
         length: packets that may wait.
         buffer: bytes of packets that may wait to be read.
         clock: the director's time.
+        expect: called with a protocol when an ICMP error tells of a tunnel's packet of it, before
+            the host gets that error.
 
     Attributes:
         director: decides; set it before packets are read.
@@ -35,9 +37,17 @@ class Carrier:
 
     director: Director
 
-    def __init__(self, number: int, length: int, buffer: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        number: int,
+        length: int,
+        buffer: int,
+        clock: Callable[[], float],
+        expect: Callable[[int], None],
+    ) -> None:
         self.received = self.sent = 0
         self._clock = clock
+        self._expect = expect
         self._sizes = FragmentSizes()
         self._opened: list[Sender | PacketQueue | PacketLog] = []
         try:
@@ -92,6 +102,7 @@ class Carrier:
                         send(verdict.packet)
                         if verdict.reason is Reason.TUNNEL_ERROR:
                             own = ACCEPT  # it is for the host as well, which learns the path's MTU
+                            self._expect(_quoted_protocol(packet))
                 if changed or own is not answer:
                     if last:
                         runs.append((answer, last, b""))
@@ -154,3 +165,8 @@ class Carrier:
         """Close the sockets: the kernel drops what waits."""
         for each in self._opened:
             each.close()
+
+
+def _quoted_protocol(packet: bytes) -> int:
+    """Return the protocol of the IPv4 packet that an ICMP error is about."""
+    return packet[(packet[0] & 15) * 4 + 8 + 9]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -136,7 +137,9 @@ class LiveDatapath:
         try:
             self._path_errors = PathErrors()
             # The queue first: it is refused where another daemon runs, whose rules must live.
-            carrier = Carrier(options.queue, options.length, options.buffer, self._clock)
+            carrier = Carrier(
+                options.queue, options.length, options.buffer, self._clock, self._tunnel_error
+            )
             self._carrier, carrier.director = carrier, self._director
             rules = Rules(options.table, options.queue, options.queue, bypass=options.bypass)
             try:
@@ -166,14 +169,16 @@ class LiveDatapath:
             self._rules.fileno(): self._rules_changed,
             self._routes.fileno(): self._routes_changed,
         }
-        for each in self._path_errors.sockets:
-            readers[each.fileno()] = self._path_changed
         for descriptor, callback in readers.items():
             loop.add_reader(descriptor, callback)
+        for each in self._path_errors.sockets:
+            loop.add_reader(each, self._path_changed)
         self._tick()
         try:
             await self._failure
         finally:
+            for each in self._path_errors.sockets:
+                loop.remove_reader(each)
             for descriptor in readers:
                 loop.remove_reader(descriptor)
             for timer in self._timers.values():
@@ -228,6 +233,13 @@ class LiveDatapath:
         """Ask for the routes again when the changes have settled."""
         self._routes.drain()
         self._ask_later()
+
+    def _tunnel_error(self, protocol: int) -> None:
+        """Have the host learn from errors about tunnels of any kind: the first shows the kind."""
+        if self._path_errors is not None:
+            new = self._path_errors.expect(socket.AF_INET, protocol)
+            if new is not None:
+                asyncio.get_running_loop().add_reader(new, self._path_changed)
 
     def _path_changed(self) -> None:
         """Ask at once, since the next packet needs the new MTU; but not for each of a flock."""

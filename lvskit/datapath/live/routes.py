@@ -124,14 +124,28 @@ class PathErrors:
 
     def __init__(self) -> None:
         self.sockets: list[socket.socket] = []
+        self._expected: set[tuple[int, int]] = set()
         for family, protocol in (
             (socket.AF_INET, _IPPROTO_IPIP),
             (socket.AF_INET, socket.IPPROTO_IPV6),
             (socket.AF_INET6, _IPPROTO_IPIP),
             (socket.AF_INET6, socket.IPPROTO_IPV6),
         ):
-            with contextlib.suppress(OSError):  # no IPv6 here; what is refused is only slower
-                self.sockets.append(self._open(family, protocol))
+            self.expect(family, protocol)
+
+    def expect(self, family: int, protocol: int) -> socket.socket | None:
+        """Have errors about packets of `protocol` reach the kernel's memory too.
+
+        Returns:
+            The socket that does it, also the last of `sockets`; None where there was one already.
+        """
+        if (family, protocol) in self._expected:
+            return None
+        self._expected.add((family, protocol))
+        with contextlib.suppress(OSError):  # no IPv6 here; what is refused is only slower
+            self.sockets.append(self._open(family, protocol))
+            return self.sockets[-1]
+        return None
 
     def _open(self, family: int, protocol: int) -> socket.socket:
         raw = socket.socket(family, socket.SOCK_RAW, protocol)

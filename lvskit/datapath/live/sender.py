@@ -97,10 +97,7 @@ class Sender:
             self._identification = self._identification + 1 & 0xFFFFFFFF
             own = self._identification & 0xFFFF | 1
             packet = packet[:4] + own.to_bytes(2, "big") + packet[6:]
-        return [
-            part[:6] + bytes((part[6] | df,)) + part[7:]  # the kernel sums the header anew
-            for part in fragment(packet, limit)
-        ]
+        return fragment(packet, limit)
 
     def _count(self, error: int) -> None:
         self.failed[error] = self.failed.get(error, 0) + 1
