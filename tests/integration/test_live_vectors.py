@@ -15,7 +15,6 @@ pytestmark = pytest.mark.integration
 VECTORS = Path(__file__).parents[1] / "vectors"
 PLUGINS = load_plugins(strict=True)
 PENDING = {
-    "pkt_icmp_related": "an ICMP error from a client about its own packet is not counted yet",
     "pkt_outer_header_pmtu_disc0": "the tunnel does not know pmtu_disc=0 yet",
     "pkt_pmtu_icmp_from_network": "the tunnel does not know its own packets again yet",
 }

@@ -10,7 +10,7 @@ from lvskit.datapath.live.fragments import FragmentSizes
 from lvskit.datapath.live.nfqueue import ACCEPT, DROP, PacketLog, PacketQueue, whole
 from lvskit.datapath.live.nftables import INPUT, PREROUTING
 from lvskit.datapath.live.sender import Sender
-from lvskit.types import Deliver, NotOurs, Reason, Reply, Transmit
+from lvskit.types import Deliver, NotOurs, Reason, Reply, Transmit, Verdict
 
 _BATCH: Final = 128  # packets to one turn of the event loop
 _LOG_BUFFER: Final = 1 << 22
@@ -73,7 +73,7 @@ class Carrier:
         if not waiting:
             return
         self.received += len(waiting)
-        now, sizes = self._clock(), self._sizes
+        now, sizes, asked = self._clock(), self._sizes, INPUT
         receive = self.director.receive
         outgoing: list[bytes] = []
         send = outgoing.append
@@ -81,54 +81,57 @@ class Carrier:
         answer, last = DROP, b""
         try:
             for number, packet, mark, hook in waiting:
-                changed = b""
-                if hook != INPUT:
-                    own, changed = self._answered(packet, now)
-                else:
+                if hook == asked:
                     verdict = receive(packet, now, mark)
-                    own = DROP
                     if isinstance(verdict, Transmit):
                         made, route, via = verdict
-                        if len(made) <= route.mtu and not via and not sizes:
-                            send(made)
-                        else:
+                        if via or sizes or len(made) > route.mtu:
                             self._send(outgoing)
                             self._send_specially(verdict, packet)
-                    elif isinstance(verdict, (Deliver, NotOurs)):
-                        own = ACCEPT
-                        if isinstance(verdict, Deliver):
-                            changed = verdict.packet
-                    elif isinstance(verdict, Reply):
-                        send(verdict.packet)
-                        if verdict.reason is Reason.TUNNEL_ERROR:
-                            own = ACCEPT  # it is for the host as well, which learns the path's MTU
-                            self._expect(_quoted_protocol(packet))
-                if changed or own is not answer:
+                        else:
+                            send(made)
+                        own = DROP
+                    else:
+                        own = self._decided(verdict, packet, outgoing)
+                else:
+                    own = self._answered(packet, now)
+                if own is not answer:
                     if last:
                         runs.append((answer, last, b""))
                         last = b""
+                    if own is not ACCEPT and own is not DROP:
+                        runs.append((ACCEPT, number, own))
+                        continue
                     answer = own
-                if changed:
-                    runs.append((own, number, changed))
-                else:
-                    last = number
+                last = number
         finally:  # whatever happens, nothing may wait for ever
             if last or not runs or runs[-1][1] != waiting[-1][0]:
                 runs.append((answer, waiting[-1][0], b""))
             self._send(outgoing)
             self._queue.answer(runs)
 
-    def _answered(self, packet: bytes, now: float) -> tuple[bytes, bytes]:
-        """Judge a packet from a real server: return its verdict, and what it becomes, if it does.
+    def _decided(self, verdict: Verdict, packet: bytes, outgoing: list[bytes]) -> bytes:
+        """Return what becomes of a packet that is not sent on: a verdict, or what it becomes."""
+        if isinstance(verdict, Deliver):
+            return verdict.packet or ACCEPT
+        if isinstance(verdict, Reply):
+            outgoing.append(verdict.packet)
+            if verdict.reason is Reason.TUNNEL_ERROR:
+                self._expect(_quoted_protocol(packet))
+                return ACCEPT  # it is for the host as well, which learns the path's MTU
+        return ACCEPT if isinstance(verdict, NotOurs) else DROP
+
+    def _answered(self, packet: bytes, now: float) -> bytes:
+        """Return what becomes of a packet from a real server: a verdict, or what it becomes.
 
         It goes on its way through the host as ip_vs lets it: rewritten in its place.
         """
         verdict = self.director.replied(packet, now)
         if isinstance(verdict, (Transmit, Deliver)):
-            return ACCEPT, verdict.packet
+            return verdict.packet or ACCEPT
         if isinstance(verdict, Reply):
             self._send([verdict.packet])
-        return (ACCEPT if isinstance(verdict, NotOurs) else DROP), b""
+        return ACCEPT if isinstance(verdict, NotOurs) else DROP
 
     def _send(self, packets: list[bytes]) -> None:
         """Send what goes to its own destination and fits; empty the list."""
