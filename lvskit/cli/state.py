@@ -49,11 +49,14 @@ def summary(status: dict[str, Any]) -> str:
     lines = [
         f"{status['entries']} of at most {status['size']} entries in the connection table; "
         f"{status['shed']} shed, {status['refused']} refused",
-        f"{_at_work(status['defences'])}; so far {status['dropped']} entries dropped by "
-        f"drop_entry, {status['lost']} packets by drop_packet",
+        f"{_at_work(status['defences'])}; so far {status['dropped_entries']} entries dropped by "
+        f"drop_entry, {status['dropped_packets']} packets by drop_packet",
         f"{rates['conns']} connections, {rates['inpkts']} packets and {rates['inbytes']} bytes "
         "per second",
     ]
+    if any(status["lost"].values()):
+        lost = ", ".join(f"{count} {place}" for place, count in status["lost"].items() if count)
+        lines.append(f"packets lost: {lost}")
     for service in status["services"]:
         lines += ["", _service_line(service["config"])]
         if service["defences"] != status["defences"]:

@@ -58,8 +58,9 @@ class Status(msgspec.Struct):
         stats: what has passed; `rates`: per second.
         shed: half-open connections that gave way to new ones.
         refused: new connections that found no room.
-        dropped: connections and templates that drop_entry has given up.
-        lost: packets that drop_packet has dropped.
+        dropped_entries: connections and templates that drop_entry has given up.
+        dropped_packets: those that drop_packet has dropped.
+        lost: packets that the datapath has lost, by place.
     """
 
     version: str
@@ -73,8 +74,9 @@ class Status(msgspec.Struct):
     entries: int
     shed: int
     refused: int
-    dropped: int
-    lost: int
+    dropped_entries: int
+    dropped_packets: int
+    lost: dict[str, int]
 
 
 class SettingStatus(msgspec.Struct):

@@ -90,6 +90,7 @@ class Control:
         plugins: what is installed.
         clock: monotonic seconds, as the director's datapath counts them.
         changed: called after every command that changed services or servers.
+        lost: returns the packets that the datapath has lost, by place.
     """
 
     def __init__(
@@ -98,11 +99,13 @@ class Control:
         plugins: Plugins,
         clock: Callable[[], float],
         changed: Callable[[], None] = lambda: None,
+        lost: Callable[[], dict[str, int]] = dict,
     ) -> None:
         self.director = director
         self.plugins = plugins
         self._clock = clock
         self._changed = changed
+        self._lost = lost
         self._methods: dict[str, tuple[type[msgspec.Struct], Callable[[Any], Any], bool]] = {
             "status": (Nothing, self._status, False),
             "connections": (Nothing, self._connections, False),
@@ -166,8 +169,9 @@ class Control:
             entries=len(table),
             shed=table.shed,
             refused=table.refused,
-            dropped=table.dropped,
-            lost=table.lost,
+            dropped_entries=table.dropped_entries,
+            dropped_packets=table.dropped_packets,
+            lost=self._lost(),
         )
 
     def _service_status(self, service: VirtualService) -> ServiceStatus:

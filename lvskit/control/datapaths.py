@@ -49,6 +49,7 @@ class Body:
         routes, run: the datapath's own.
         attach: takes the director, first of all.
         services_changed: see `ServicesChanged`.
+        losses: returns packets lost on the way, by place.
         open: begins to take packets, which wait for `run`; raises `DatapathError` where this host
             lacks something, before the daemon says that it is ready.
         close: undoes every change made to the host; called last, also where `run` never was.
@@ -63,6 +64,7 @@ class Body:
         self.run = datapath.run
         self.attach: Callable[[Director], None] = own("attach", _ignore)
         self.services_changed: ServicesChanged = own("services_changed", _ignore)
+        self.losses: Callable[[], dict[str, int]] = own("losses", dict)
         self.open: Callable[[], None] = own("open", _ignore)
         self.close: Callable[[], None] = own("close", _ignore)
 

@@ -125,7 +125,7 @@ class ConnectionTable:
             server's packets, which two connections to two VIPs may share: newest first.
         shed: half-open connections that gave way to new ones since the start.
         refused: new connections that found no room since the start.
-        dropped: entries given up by drop_entry since the start; lost: packets by drop_packet.
+        dropped_entries, dropped_packets: what the defences have given up since the start.
     """
 
     def __init__(self, size: int) -> None:
@@ -145,8 +145,8 @@ class ConnectionTable:
         self._count = 0
         self.shed = 0
         self.refused = 0
-        self.dropped = 0
-        self.lost = 0
+        self.dropped_entries = 0
+        self.dropped_packets = 0
 
     def __len__(self) -> int:
         return self._count

@@ -195,7 +195,7 @@ class Lifecycle(Administration):
             self.bind_rules()
         if any(service.rules.drop_entry for service in self.services):
             for entry in self.defence.condemned(self.table, now):
-                self.table.dropped += 1
+                self.table.dropped_entries += 1
                 if isinstance(entry, Template):
                     self._drop_template(entry)
                     continue

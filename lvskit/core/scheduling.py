@@ -48,7 +48,7 @@ class Scheduling(Lifecycle):
         if not (settings.schedule_icmp if related else _opens(parsed, settings)):
             return NOT_OURS
         if self.defence.drops_packet(service.rules.drop_rate):
-            self.table.lost += 1
+            self.table.dropped_packets += 1
             return _DEFENCE
         if parsed.sport == FTP_DATA:
             return NOT_OURS

@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 
 import lvskit
+from lvskit import Director, load_plugins
 from lvskit.cli import main as module
 from lvskit.cli.main import main
+from lvskit.cli.state import summary
 from lvskit.config.toml import read
+from lvskit.control.api import Control
 from lvskit.control.client import connect
 from lvskit.errors import LvskitError
 
@@ -89,6 +92,16 @@ def test_a_reader_that_leaves_is_no_error(daemon: str) -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait(30) == 141
+
+
+def test_status_tells_what_the_datapath_lost() -> None:
+    plugins = load_plugins()
+    director = Director(plugins, lambda address: None)
+    lost = {"queue_full": 3, "buffer_full": 0, "not_sent": 1}
+    told = Control(director, plugins, lambda: 0.0, lost=lambda: lost).call("status")
+    assert told["lost"] == lost
+    assert "\npackets lost: 3 queue_full, 1 not_sent\n" in summary(told)
+    assert "lost" not in summary({**told, "lost": {"queue_full": 0}})
 
 
 def test_status(daemon: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -260,11 +260,11 @@ def test_defences_at_work_and_what_they_gave_up() -> None:
         machine.syn(number)
     machine.now = 1.0
     assert defences() == [["drop_entry", "secure_tcp"]] * 2 + [["drop_packet", "secure_tcp"]]
-    assert status()["dropped"] > 0
+    assert status()["dropped_entries"] > 0
     for number in range(100, 120):
         machine.syn(number, 25)
     found = status()
-    assert found["lost"] == 10
+    assert found["dropped_packets"] == 10
     assert (found["shed"], found["refused"]) == (0, 0)
     for number in range(200, 300):
         machine.syn(number)
