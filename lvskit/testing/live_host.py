@@ -72,21 +72,26 @@ class LiveHost:
         self._mtu: int = setting.get("mtu", 1500)
         self._token = 0
         self._home = os.open(_OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
+        self._away = False
         self._sockets: list[socket.socket] = []
         # One processor for both ends: what is sent first then arrives first.
         self._processors = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {min(self._processors)})
+        choice = sorted(self._processors)
+        os.sched_setaffinity(0, {choice[os.getpid() % len(choice)]})
         try:
             self._build(setting)
         except OSError as err:
             self.close()
-            raise DatapathError(f"no network namespace can be set up: {err}") from err
+            raise DatapathError(
+                f"no network namespace can be set up: {err}; run it as root, or in `unshare -Urn`"
+            ) from err
         except BaseException:
             self.close()
             raise
 
     def _build(self, setting: Tree) -> None:
         unshare(NEWNET)
+        self._away = True
         beyond = os.open(_OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
         try:
             unshare(NEWNET)
@@ -166,11 +171,10 @@ class LiveHost:
         """Leave the namespace; with the last socket in it, it is gone."""
         for each in self._sockets:
             each.close()
-        if self._home >= 0:
+        if self._away:
             setns(f"/proc/self/fd/{self._home}", NEWNET)
-            os.close(self._home)
-            self._home = -1
-            os.sched_setaffinity(0, self._processors)
+        os.close(self._home)
+        os.sched_setaffinity(0, self._processors)
 
 
 def write_setting(key: str, value: object) -> None:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from lvskit.errors import DatapathError
 from lvskit.plugins import Plugins, load_plugins
 from lvskit.testing.comparison import (
     compare_output,
@@ -225,7 +226,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     plugins = load_plugins(strict=True)
     totals = {"passed": 0, "failed": 0, "skipped": 0}
     for path in find(arguments.paths):
-        outcome = run_scenario(load(path), plugins, arguments.datapath)
+        try:
+            outcome = run_scenario(load(path), plugins, arguments.datapath)
+        except DatapathError as err:
+            print(f"{parser.prog}: {err}", file=sys.stderr)
+            return 2
         totals[outcome.kind] += 1
         if outcome.kind != "passed":
             print(f"{outcome.kind}: {outcome.name}: {outcome.detail}", flush=True)

@@ -63,3 +63,15 @@ def test_the_wire_is_a_real_one(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "expected 'x.13', got 'x.12'" in done.stdout
     assert Path("/proc/self/ns/net").readlink() == before
+
+
+def test_without_privileges_it_says_what_is_missing() -> None:
+    command = [sys.executable, "-m", "lvskit.testing.vectors", "--datapath", "live"]
+    done = subprocess.run(
+        ["unshare", "-U", *command, VECTORS / "udp_basic.json"], capture_output=True, text=True
+    )
+    if "unshare:" in done.stderr:
+        pytest.skip(f"user namespaces cannot be made here: {done.stderr.strip()}")
+    assert done.returncode == 2
+    assert "run it as root, or in `unshare -Urn`" in done.stderr
+    assert "Traceback" not in done.stderr
