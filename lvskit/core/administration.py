@@ -142,20 +142,22 @@ class Administration:
         check_settings(changes)
         if changes.get("cache_bypass"):
             self._registry.forwarder(BYPASS.method)
-        values = self.defaults if key is None else self.services.get(key).overrides
+        service = None if key is None else self.services.get(key)
+        values = self.defaults if service is None else service.overrides
         for name, value in changes.items():
             if value is None:
                 values.pop(name, None)
             else:
                 values[name] = value
-        self.bind_rules()
+        self.bind_rules(service)
 
-    def bind_rules(self) -> None:
-        """Bind the settings anew for every service, with the defences that the table calls for."""
+    def bind_rules(self, only: VirtualService | None = None) -> None:
+        """Bind the settings anew, of all services or one, with the defences that are called for."""
         free = self.table.size - len(self.table)
         base = merged(Settings(), self.defaults)
-        self.rules = Rules(base, free)
-        for service in self.services:
+        if only is None:
+            self.rules = Rules(base, free)
+        for service in self.services if only is None else (only,):
             own = service.overrides
             before, rules = service.rules, Rules(merged(base, own), free) if own else self.rules
             service.rule(rules)
@@ -163,8 +165,7 @@ class Administration:
                 for server in service.servers:
                     self._rebind(server)
         for server in self.services.trash:
-            there = self.services.by_key.get(server.service.key)
-            server.rules = there.rules if there else self.rules
+            server.rules = (self.services.by_key.get(server.service.key) or self).rules
 
     def tick(self, now: float) -> None:
         """Fold counters into the statistics that listings show; tell schedulers the time."""

@@ -3,7 +3,7 @@
 Source: Linux net/netfilter/ipvs/ip_vs_conn.c (ip_vs_random_dropentry) and ip_vs_ctl.c
 (update_defense_level), by behaviour. The kernel counts free memory where lvskit counts free
 entries of its bounded table, and visits a random 1/32 of the table each second where lvskit visits
-the next 1/32.
+every 32nd entry.
 """
 
 from __future__ import annotations
@@ -23,19 +23,11 @@ _FEW: Final = 8
 
 
 class Defence:
-    """The memory of the defences.
-
-    Args:
-        now: the time.
-
-    Attributes:
-        due: when they look around next.
-    """
+    """The memory of the defences, made at the time `now`; `due` is when they look around next."""
 
     def __init__(self, now: float) -> None:
         self.due = now + PERIOD_S
-        self._round: Iterator[Connection | Template] = iter(())
-        self._share = 0
+        self._turn = 0
         self._turns = dict.fromkeys(range(1, _FEW + 1), 0)
         self._packets = 0
 
@@ -50,13 +42,9 @@ class Defence:
         return True
 
     def condemned(self, table: ConnectionTable, now: float) -> Iterator[Connection | Template]:
-        """Yield the entries to drop among the next 1/32 of the table."""
-        turn = list(islice(self._round, self._share))
-        if not turn:
-            self._share = -(-len(table) // _ROUND)
-            self._round = iter(table)
-            turn = list(islice(self._round, self._share))
-        for entry in turn:
+        """Yield the entries to drop among every 32nd of the table, from another one each time."""
+        self._turn = (self._turn + 1) % _ROUND
+        for entry in islice(table, self._turn, None, _ROUND):
             there = entry.slot is not None and entry.server.service.rules.drop_entry
             if there and self._condemns(entry, now):
                 yield entry

@@ -13,11 +13,10 @@ from lvskit.core import states
 from lvskit.core.connection import Connection
 from lvskit.core.packet import Parsed, parse
 from lvskit.core.related import Related
-from lvskit.core.scheduling import supersedes
+from lvskit.core.scheduling import MALFORMED, supersedes
 from lvskit.types import ICMP, ICMPV6, NOT_OURS, SCTP, TCP, UDP, Drop, Reason, Verdict
 
 _WHOLE: Final = frozenset({b"\0\0", b"\x40\0"})  # flags and offset: no fragment, with or without DF
-_MALFORMED: Final = Drop(Reason.MALFORMED)
 _FRAGMENT: Final = Drop(Reason.FRAGMENT)
 _REMOVED: Final = Drop(Reason.SERVER_REMOVED)
 
@@ -92,7 +91,7 @@ class Director(Related):
         """Do the same for any packet at all."""
         parsed = parse(packet)
         if parsed is None:
-            return _MALFORMED
+            return MALFORMED
         if not self.services.by_key:
             return NOT_OURS
         packet = packet[: parsed.length]

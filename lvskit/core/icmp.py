@@ -10,7 +10,7 @@ import enum
 from typing import Final, NamedTuple
 
 from lvskit.core.packet import Parsed, checksum
-from lvskit.types import ICMP, Reason, Reply
+from lvskit.types import ICMP, ICMPV6, Reason, Reply
 
 
 class Refusal(enum.Enum):
@@ -78,7 +78,7 @@ class Error(NamedTuple):
         rest: the four bytes behind the checksum: an MTU, or nothing.
         quote: the beginning of the datagram that it is about.
         quoted_protocol: of that datagram, where it is IPv4; else 0.
-        intact: its checksum is right (IPv4 alone).
+        intact: its checksum is right.
     """
 
     kind: tuple[int, int]
@@ -105,4 +105,7 @@ def read_error(packet: bytes, parsed: Parsed) -> Error | None:
     quote = message[8:]
     protocol = quote[9] if len(quote) >= 20 and quote[0] >> 4 == 4 else 0
     rest = int.from_bytes(message[4:8], "big")
-    return Error((message[0], message[1]), rest, quote, protocol, not checksum(message))
+    pseudo = b""
+    if parsed.protocol == ICMPV6:
+        pseudo = parsed.src + parsed.dst + len(message).to_bytes(4, "big") + bytes((0, 0, 0, 58))
+    return Error((message[0], message[1]), rest, quote, protocol, not checksum(pseudo + message))

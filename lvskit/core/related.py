@@ -11,7 +11,7 @@ from typing import Any, Final
 from lvskit.core.connection import Connection
 from lvskit.core.icmp import Error, Refusal, answer_v4, read_error
 from lvskit.core.packet import Parsed, parse_quoted
-from lvskit.core.scheduling import FAULT, Scheduling
+from lvskit.core.scheduling import FAULT, MALFORMED, Scheduling
 from lvskit.core.service import RealServer
 from lvskit.errors import PluginError
 from lvskit.types import (
@@ -54,6 +54,8 @@ class Related(Scheduling):
         asked = quoted.reversed()
         connection = self._find(self.table.connections[asked.protocol], asked.key, now)
         if connection is not None:
+            if connection.reply is not None and not error.intact:
+                return MALFORMED
             return self._forward(connection, packet, is_error=True)
         made = self._schedule(asked, packet, now, mark, related=True)
         if not isinstance(made, Connection):
@@ -164,7 +166,8 @@ class Related(Scheduling):
             return verdict
         if is_error:  # RFC 1122, 3.2.2: no error is ever sent about an error
             return Drop(verdict.reason)
-        if self.table.connections[connection.protocol].get(connection.key) is connection:
+        known = self.table.connections[connection.protocol].get(connection.key)
+        if known is connection and connection.reply is None:  # the host's own word, in passing
             counters.outpkts += 1
             counters.outbytes += len(verdict.packet)
         return verdict

@@ -24,7 +24,7 @@ FAULT: Final = Drop(Reason.PLUGIN_FAULT)
 _FULL: Final = Drop(Reason.TABLE_FULL)
 _DEFENCE: Final = Drop(Reason.DEFENCE)
 _NO_SERVER: Final = Drop(Reason.NO_SERVER)
-_MALFORMED: Final = Drop(Reason.MALFORMED)
+MALFORMED: Final = Drop(Reason.MALFORMED)
 
 
 class Scheduling(Lifecycle):
@@ -41,7 +41,7 @@ class Scheduling(Lifecycle):
             parsed.protocol, parsed.dst, parsed.dport, mark, parsed.version
         )
         if parsed.protocol == SCTP and parsed.flags == states.NO_CHUNK:
-            return _MALFORMED
+            return MALFORMED
         if service is None:
             return NOT_OURS
         settings = service.rules.settings
