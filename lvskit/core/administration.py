@@ -311,9 +311,14 @@ class Administration:
             self._tell_scheduler(service, "load_changed", server)
 
     def _forwarder(self, server: RealServer, method: str, settings: ServerSettings) -> Forwarder:
-        if method in server.forwarders and settings.options == server.settings.options:
+        before = server.settings
+        same = method == LOCAL or (before.method, before.options) == (method, settings.options)
+        if method in server.forwarders and same:
             return server.forwarders[method]
-        spec = self._registry.forwarder(method)
+        spec, version = self._registry.forwarder(method), server.service.key.version
+        if spec.same_version and len(server.address) != (4 if version == 4 else 16):
+            text = f"method {method!r} needs a server of its service's IP version, {version}"
+            raise ConfigError(f"{text}; {server.name} is not")
         try:
             options = build_options(spec, settings.options if method == settings.method else {})
         except (TypeError, ValueError) as err:

@@ -102,18 +102,18 @@ class Director(Related):
             return NOT_OURS
         if parsed.fragment:
             return _FRAGMENT
-        connection = self._find(table, parsed.key, now)
-        if connection is not None and _is_first(parsed) and supersedes(parsed, connection):
+        connection = old = self._find(table, parsed.key, now)
+        if old is not None and _is_first(parsed) and supersedes(parsed, old):
             # A new connection of the same client reuses the ports of an old one.
-            self._close(connection, "rescheduled")
             connection = None
-        if connection is not None and not connection.server.available:
-            if not connection.server.rules.settings.expire_nodest_conn:
+        elif old is not None and not old.server.available:
+            if not old.server.rules.settings.expire_nodest_conn:
                 return _REMOVED
-            self._close(connection, "server removed")
             connection = None
         if connection is None:
+            self._superseded = old
             made = self._schedule(parsed, packet, now, mark)
+            self._end_superseded()
             if not isinstance(made, Connection):
                 return made
             connection = made

@@ -48,6 +48,7 @@ class Lifecycle(Administration):
         self.tick_s = PERIOD_S
         self.next_tick = now + self.tick_s
         self.defence = defence.Defence(now)
+        self._superseded: Connection | None = None
 
     def _open(
         self, service: VirtualService, parsed: Parsed, server: RealServer, dport: int, now: float
@@ -65,6 +66,12 @@ class Lifecycle(Administration):
             self._tell(service.opened, connection)
         return connection
 
+    def _end_superseded(self) -> None:
+        """End the connection that gives its ports to a new one: schedulers still counted it."""
+        old, self._superseded = self._superseded, None
+        if old is not None:
+            self._close(old, "rescheduled" if old.server.available else "server removed")
+
     def _settle(self, connection: Connection) -> None:
         """File a new connection's end; a one-packet connection ends at once."""
         if self.table.connections[connection.protocol].get(connection.key) is connection:
@@ -76,6 +83,7 @@ class Lifecycle(Administration):
 
     def _make_room(self, wanted: int) -> bool:
         """Shed half-open connections, oldest first, until `wanted` entries fit; or say no."""
+        self._end_superseded()
         table = self.table
         while len(table) + wanted > table.size:
             if not table.half_open:
@@ -92,12 +100,8 @@ class Lifecycle(Administration):
         server = connection.server
         machine = server.rules.machines[connection.protocol]
         tables = machine.tables
-        if not inward:
-            transitions = tables.output
-        elif connection.two_way:
-            transitions = tables.input
-        else:
-            transitions = tables.input_only
+        client = tables.input if connection.two_way else tables.input_only
+        transitions = client if inward else tables.output
         old, new = connection.state, transitions[connection.state][flags]
         connection.state = new
         self._keep_until(connection, now + machine.timeouts[new])
