@@ -19,8 +19,7 @@ from lvskit_sched_hash import mh as module
 from lvskit_sched_hash.mh import SLOTS, MaglevHashing, MaglevOptions, populate
 
 from lvskit import TCP, Flow
-from lvskit.testing.reference import Pool
-from lvskit.testing.reference_hash import WrittenOutMaglev
+from lvskit.testing.reference import Maglev, Pool
 
 SECRET = "00112233445566778899aabbccddeeff"
 PLACE = st.integers(0, 20)
@@ -89,12 +88,13 @@ def test_mh_is_maglev_written_out(
     fallback: bool, port: bool, key: str | None, weights: list[int], steps: list[Any]
 ) -> None:
     options = MaglevOptions(fallback, port, key, slots=251)
+    flags = {number for number, on in ((1, fallback), (2, port)) if on}
     pool = Pool()
     for weight in weights:
         pool.add(weight)
     pool.schedulers = [
         MaglevHashing(pool.servers, options),
-        WrittenOutMaglev(pool.servers, None, fallback, port, slots=251, key=key),
+        Maglev(pool.servers, flags, slots=251, key=key),
     ]
     for action, *arguments in steps:
         if action in ("pick", "add"):

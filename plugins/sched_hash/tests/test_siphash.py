@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lvskit_sched_hash.siphash import hsiphash
 
-from lvskit.testing.reference_hash import siphash
+from lvskit.testing.reference.hashes import siphash
 
 WORDS = st.integers(0, 2**64 - 1)
 

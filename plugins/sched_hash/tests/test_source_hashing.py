@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -16,8 +15,7 @@ from lvskit_sched_hash.fold import bucket, fold
 from lvskit_sched_hash.sh import BUCKETS, SourceHashing, SourceOptions, deal
 
 from lvskit import TCP, Flow
-from lvskit.testing.reference import Pool
-from lvskit.testing.reference_hash import WrittenOutDestinationHashing, WrittenOutSourceHashing
+from lvskit.testing.reference import DestinationHash, Pool, SourceHash
 
 PLACE = st.integers(0, 20)
 WEIGHTS = st.sampled_from([0, 1, 1, 2, 3, 100, 255, 256, 2**31 - 1])
@@ -56,8 +54,8 @@ def sh(fallback: bool = False, port: bool = False) -> Any:
 def test_sh_is_the_circle_written_out(
     fallback: bool, port: bool, weights: list[int], steps: list[Any]
 ) -> None:
-    reference = partial(WrittenOutSourceHashing, fallback=fallback, port=port)
-    pool = Pool(sh(fallback, port), reference)
+    flags = {number for number, on in ((1, fallback), (2, port)) if on}
+    pool = Pool(sh(fallback, port), SourceHash, options=[None, flags])
     for weight in weights:
         pool.add(weight)
     play(pool, steps)
@@ -65,7 +63,7 @@ def test_sh_is_the_circle_written_out(
 
 @given(st.lists(WEIGHTS, max_size=5), STEPS)
 def test_dh_is_the_circle_written_out(weights: list[int], steps: list[Any]) -> None:
-    pool = Pool(DestinationHashing, WrittenOutDestinationHashing)
+    pool = Pool(DestinationHashing, DestinationHash)
     for weight in weights:
         pool.add(weight)
     play(pool, steps)

@@ -14,12 +14,11 @@ from lvskit_sched_locality.lblc import LocalityLeastConnection
 from lvskit_sched_locality.lblcr import ReplicatedLocality
 
 from lvskit import ConfigError, Director, ServiceKey, ServiceSettings, load_plugins
-from lvskit.testing.reference import CLIENT, Pool
-from lvskit.testing.reference_locality import RememberingLocality, RememberingReplication
+from lvskit.testing.reference import CLIENT, Pool, ServerByAddress, ServerSetByAddress
 
 PAIRS = [
-    (LocalityLeastConnection, RememberingLocality),
-    (ReplicatedLocality, RememberingReplication),
+    (LocalityLeastConnection, ServerByAddress),
+    (ReplicatedLocality, ServerSetByAddress),
 ]
 PLACE = st.integers(0, 20)
 WEIGHTS = st.sampled_from([0, 1, 1, 2, 3, 10])
@@ -49,7 +48,6 @@ class Servers(Pool):
     def __init__(self, *factories: Any, start: float = 1e5) -> None:
         super().__init__(*factories)
         self.now = start
-        self.gone: list[int] = []
 
     def ask(self, vip: int) -> int | None:
         return self.pick(CLIENT._replace(vaddr=bytes([172, 16, 0, vip])))
@@ -60,28 +58,10 @@ class Servers(Pool):
             self.now += 2
             self.tick(self.now)
 
-    def remove(self, place: int) -> None:
-        self.gone.append(self._numbers[self.servers[place]])
-        super().remove(place)
-
     def readd(self, weight: int, same: bool = True) -> None:
-        """Add the server removed last again: as itself, or as a new one in its place."""
-        if not self.gone:
-            return
-        number = self.gone.pop()
-        old = next(s for s, n in self._numbers.items() if n == number)
-        if same:
-            self._service.attach(old)
-            server = old
-        else:
-            del self._numbers[old]
-            count, self._count = self._count, number
-            self.add(weight)
-            self._count = count
-            return
-        server.weight = weight
-        for scheduler in self.schedulers:
-            scheduler.server_added(server)
+        """Add a server that was removed again: as itself, or as a new one in its place."""
+        if self.removed:
+            self.restore(self.removed[-1], weight, same)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0].__name__)

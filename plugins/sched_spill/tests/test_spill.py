@@ -1,4 +1,4 @@
-"""fo and ovf against sorting, and against their own descriptions."""
+"""fo and ovf against their references, and against their own descriptions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lvskit_sched_spill.fo import FailOver
 from lvskit_sched_spill.ovf import Overflow
 
 from lvskit import load_plugins
-from lvskit.testing.reference import Pool, SortedFailOver, SortedOverflow
+from lvskit.testing.reference import Pool, Strongest, StrongestWithRoom
 
-PAIRS = [(FailOver, SortedFailOver), (Overflow, SortedOverflow)]
+PAIRS = [(FailOver, Strongest), (Overflow, StrongestWithRoom)]
 PLACE = st.integers(0, 20)
 WEIGHTS = st.sampled_from([0, 1, 1, 2, 3, 100, 2**31 - 1])
 COUNTS = st.sampled_from([0, 0, 1, 2, 3, 4, 99, 100, 101])
@@ -35,7 +35,7 @@ STEPS = st.lists(
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0].__name__)
 @given(st.lists(st.tuples(WEIGHTS, COUNTS, COUNTS), max_size=5), STEPS)
-def test_choices_are_those_of_sorting(
+def test_choices_are_those_of_the_references(
     pair: tuple[Any, Any], servers: list[tuple[int, int, int]], steps: list[Any]
 ) -> None:
     pool = Pool(*pair)
