@@ -1,18 +1,15 @@
 """Least connection: the server with the fewest connections, whatever its weight.
 
-Source: Linux net/netfilter/ipvs/ip_vs_lc.c, by behaviour. `schedule` is O(n).
+Source: Linux net/netfilter/ipvs/ip_vs_lc.c, by behaviour. `schedule` is O(log n); see
+`LeastLoaded`.
 """
 
 from __future__ import annotations
 
-from lvskit import Flow, RealServer, SchedulerBase
-from lvskit_sched_wlc.wlc import overhead
+from lvskit_sched_wlc.wlc import WeightedLeastConnection
 
 
-class LeastConnection(SchedulerBase):
-    """Chooses the least `overhead`; the newest server of equals; weight 0 is quiesced."""
+class LeastConnection(WeightedLeastConnection):
+    """Chooses the least load as wlc counts it; a weight only says whether a server is quiesced."""
 
-    def schedule(self, flow: Flow) -> RealServer | None:
-        """Return the least loaded server, or None where none may be used."""
-        usable = [s for s in self.servers if not s.overloaded and s.weight > 0]
-        return min(usable, key=overhead, default=None)
+    weighted = False
