@@ -15,6 +15,8 @@ pytestmark = pytest.mark.integration
 VECTORS = Path(__file__).parents[1] / "vectors"
 PLUGINS = load_plugins(strict=True)
 PENDING = {
+    "edit_mh_quiesced": "a new scheduler does not see the weight that a quiesced server had yet",
+    "edit_thresholds": "overload is not judged when thresholds are edited yet",
     "pkt_outer_header_pmtu_disc0": "the tunnel does not know pmtu_disc=0 yet",
     "pkt_pmtu_icmp_from_network": "the tunnel does not know its own packets again yet",
 }
