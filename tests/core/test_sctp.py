@@ -47,12 +47,12 @@ from lvskit.core.packet import parse
 from lvskit.testing import packets
 
 CALL = ServiceKey.of(SCTP, address(VIP), 80)
-STATES = "NO I1 IN CS CR CW CO CE ES SS SR SA RJ CL".split()
 NAMES = {
     "NO": "NONE", "I1": "INIT1", "IN": "INIT", "CS": "C-SENT", "CR": "C-REPLIED", "CW": "C-WAIT",
     "CO": "COOKIE", "CE": "C-ECHOED", "ES": "ESTABLISHED", "SS": "S-SENT", "SR": "S-RECEIVED",
     "SA": "S-ACK-SENT", "RJ": "REJECTED", "CL": "CLOSED",
 }  # fmt: skip
+STATES = list(NAMES)
 CHUNKS = {
     "data": {DATA, SACK, HEARTBEAT, HEARTBEAT_ACK, ECNE, CWR, *range(15, 256)},
     "init": {INIT},
