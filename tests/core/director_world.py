@@ -62,11 +62,12 @@ class Straight:
 
     def __init__(self, server: Any, options: Any = None) -> None:
         self.server = server
+        self.target = server.address  # as it is when this is made
         self.routes: list[Route] = []
         self.discoveries: list[bool] = []
 
     def transmit(self, connection: Any, packet: bytes) -> Verdict:
-        return Transmit(packet, self.routes[-1], self.server.address)
+        return Transmit(packet, self.routes[-1], self.target)
 
     def route_changed(self, route: Route) -> None:
         self.routes.append(route)
@@ -78,9 +79,9 @@ class Translating(Straight):
 
     def transmit(self, connection: Any, packet: bytes) -> Verdict:
         if packet[9] == 1:
-            return Transmit(packet[:16] + self.server.address + packet[20:], self.routes[-1])
+            return Transmit(packet[:16] + self.target + packet[20:], self.routes[-1])
         at = (packet[0] & 15) * 4 + 2
-        changed = packet[:16] + self.server.address + packet[20:at]
+        changed = packet[:16] + self.target + packet[20:at]
         changed += connection.dport.to_bytes(2, "big") + packet[at + 2 :]
         return Transmit(changed, self.routes[-1])
 
@@ -100,7 +101,7 @@ class Wrapping(Straight):
     SIGN = b"wrap"
 
     def transmit(self, connection: Any, packet: bytes) -> Verdict:
-        wrapped = packets.ip(HERE, self.server.address, self.PROTOCOL, self.SIGN + packet)
+        wrapped = packets.ip(HERE, self.target, self.PROTOCOL, self.SIGN + packet)
         return Transmit(wrapped, self.routes[-1])
 
     def unwrap(self, quote: bytes) -> bytes | None:
