@@ -374,6 +374,20 @@ def test_an_assured_template_stays() -> None:
     assert world.templates == [template]
 
 
+def test_a_template_with_connections_stays_with_them() -> None:
+    world = World()
+    world.serve(WEB, ONE, persistence_s=300)
+    world.tune(drop_entry=3)
+    world.tcps("SF")
+    (template,) = world.templates
+    assert not template.assured
+    world.director.expire(100.0)
+    assert world.templates == [template]
+    assert (template.children, world.director.table.dropped) == (1, 0)
+    world.director.expire(121.0)  # without it, in its turn
+    assert (len(world.director.table), world.director.table.dropped) == (0, 1)
+
+
 def test_a_template_without_connections_goes_unless_it_is_assured() -> None:
     world = World()
     service = world.serve(WEB, ONE, persistence_s=3000)
