@@ -135,10 +135,6 @@ def test_only_marks_are_bypassed() -> None:
     assert world.receive(SYN) == NOT_OURS
 
 
-# --- what is not as the kernel has it yet ---
-
-
-@pytest.mark.xfail(reason="a bypassed connection goes by the table of those whose server is known")
 def test_its_fin_is_judged_as_where_answers_are_seen() -> None:
     """There is no server that would answer the client directly: the kernel's CLOSE_WAIT."""
     world = world_with_bypass()
@@ -147,7 +143,6 @@ def test_its_fin_is_judged_as_where_answers_are_seen() -> None:
     assert (world.connection.state_name, world.connection.deadline) == ("CLOSE_WAIT", 60.0)
 
 
-@pytest.mark.xfail(reason="a bypassed connection keeps the settings of its birth")
 def test_it_follows_the_settings() -> None:
     world = world_with_bypass()
     for letter in "SA":
@@ -157,7 +152,6 @@ def test_it_follows_the_settings() -> None:
     assert world.connection.deadline == 51.0
 
 
-@pytest.mark.xfail(reason="the fault of the method that carries it leaves `receive`")
 def test_a_method_that_fails_costs_one_packet() -> None:
     class Failing(Straight):
         def route_changed(self, route: Route) -> None:

@@ -54,7 +54,7 @@ def test_every_nth_packet_that_would_open_a_connection_is_dropped() -> None:
     ]  # fmt: skip
     assert ports(world) == [2, 3, 5, 6, 8]
     table = world.director.table
-    assert (table.lost, table.dropped, table.refused, table.shed) == (3, 0, 0, 0)
+    assert (table.dropped_packets, table.dropped_entries, table.refused, table.shed) == (3, 0, 0, 0)
     assert service.counters.inpkts == 5
 
 
@@ -74,7 +74,7 @@ def test_what_opens_no_connection_is_neither_dropped_nor_counted() -> None:
     # FTP's data connection counts before it is told apart.
     assert world.tcp("S", cport=20) == NOT_OURS
     assert world.tcp("S", cport=4) == DROPPED
-    assert world.director.table.lost == 3
+    assert world.director.table.dropped_packets == 3
 
 
 def test_a_rate_of_0_drops_nothing_and_of_1_everything() -> None:
@@ -141,16 +141,16 @@ def test_a_flood_of_half_open_connections_loses_a_32nd_each_second(
     world.tune(drop_entry=3)
     table, (server,) = world.director.table, service.servers
     world.director.expire(0.999)
-    assert table.dropped == 0
+    assert table.dropped_entries == 0
     world.director.expire(1.0)
-    assert table.dropped == a_second
+    assert table.dropped_entries == a_second
     assert ports(world) == list(range(1000 + a_second, 1000 + flood))
     assert loads(server) == (flood - a_second, 0, 0)
     world.director.expire(2.5)
-    assert table.dropped == min(2 * a_second, flood)
+    assert table.dropped_entries == min(2 * a_second, flood)
     world.director.expire(32.0)  # all of them, once around
-    assert (table.dropped, loads(server), len(table)) == (flood, (0, 0, 0), 0)
-    assert table.shed == table.refused == table.lost == 0
+    assert (table.dropped_entries, loads(server), len(table)) == (flood, (0, 0, 0), 0)
+    assert table.shed == table.refused == table.dropped_packets == 0
 
 
 def test_seconds_that_nobody_asked_about_are_made_up_for() -> None:
@@ -160,11 +160,11 @@ def test_seconds_that_nobody_asked_about_are_made_up_for() -> None:
         world.tcp("S", cport=1000 + cport, now=100.5)
     world.tune(drop_entry=3)
     world.director.expire(101.4)
-    assert world.director.table.dropped == 0
+    assert world.director.table.dropped_entries == 0
     world.director.expire(110.5)
-    assert world.director.table.dropped == 10
+    assert world.director.table.dropped_entries == 10
     world.director.expire(111.4)
-    assert world.director.table.dropped == 10
+    assert world.director.table.dropped_entries == 10
 
 
 def test_a_round_goes_over_what_was_there_at_its_beginning() -> None:
@@ -199,10 +199,10 @@ def test_half_open_and_idle_connections_go_and_no_others() -> None:
     assert ports(world) == [2, 3, 4, 5]
     world.director.expire(59.999)
     assert ports(world) == [2, 3, 5]  # CLOSE has run out by itself
-    assert world.director.table.dropped == 1
+    assert world.director.table.dropped_entries == 1
     world.director.expire(65.0)
     assert ports(world) == [3, 5]
-    assert world.director.table.dropped == 2
+    assert world.director.table.dropped_entries == 2
     world.director.expire(119.0)
     assert [c.state_name for c in world.connections] == ["FIN_WAIT", "TIME_WAIT"]
 
@@ -230,7 +230,7 @@ def test_an_idle_connection_with_few_packets_goes_after_a_minute(
     world.director.expire(60.0)
     assert len(world.director.table) == (0 if second else 1)
     world.director.expire(299.0)
-    assert world.director.table.dropped == (1 if second else 0)
+    assert world.director.table.dropped_entries == (1 if second else 0)
     assert loads(service.servers[0]) == (0, 0 if second else 1, 0)
 
 
@@ -256,9 +256,9 @@ def test_of_connections_with_n_packets_one_in_n_goes(times: int) -> None:
         query(world, 1000 + cport, times)
     seconds = []
     for now in range(55, 60 + 5 * times):
-        before = world.director.table.dropped
+        before = world.director.table.dropped_entries
         world.director.expire(float(now))
-        seconds += [now] * (world.director.table.dropped - before)
+        seconds += [now] * (world.director.table.dropped_entries - before)
     assert seconds == [60 + times * n for n in range(5)]
 
 
@@ -296,7 +296,11 @@ def test_of_sctp_half_open_and_idle_associations_go(kinds: tuple[int, ...], seco
     world.director.expire(second - 0.001 if second else 60.9)
     assert len(world.connections) == 1
     world.director.expire(float(second))
-    assert world.director.table.dropped == len(world.director.table) ^ 1 == (1 if second else 0)
+    assert (
+        world.director.table.dropped_entries
+        == len(world.director.table) ^ 1
+        == (1 if second else 0)
+    )
 
 
 def test_an_idle_limit_is_counted_by_the_connections_own_timeout() -> None:
@@ -332,11 +336,11 @@ def test_automatic_dropping_stops_when_there_is_room_again() -> None:
     for cport in range(6):
         world.tcp("S", cport=1 + cport)
     world.director.expire(1.0)  # 2 are free
-    assert world.director.table.dropped == 1
+    assert world.director.table.dropped_entries == 1
     world.director.expire(2.0)  # 3
-    assert world.director.table.dropped == 2
+    assert world.director.table.dropped_entries == 2
     world.director.expire(30.0)  # 4: enough
-    assert world.director.table.dropped == 2
+    assert world.director.table.dropped_entries == 2
     assert ports(world) == [3, 4, 5, 6]
 
 
@@ -355,7 +359,7 @@ def test_a_dropped_connection_takes_its_unassured_template_along() -> None:
     world.director.expire(2.0)
     assert len(world.director.table) == 0
     assert (template.children, loads(service.servers[0])) == (0, (0, 0, 0))
-    assert world.director.table.dropped == 2  # the template went with the second
+    assert world.director.table.dropped_entries == 2  # the template went with the second
     assert world.director.wheel.due(1e9) is None
 
 
@@ -383,9 +387,9 @@ def test_a_template_with_connections_stays_with_them() -> None:
     assert not template.assured
     world.director.expire(100.0)
     assert world.templates == [template]
-    assert (template.children, world.director.table.dropped) == (1, 0)
+    assert (template.children, world.director.table.dropped_entries) == (1, 0)
     world.director.expire(121.0)  # without it, in its turn
-    assert (len(world.director.table), world.director.table.dropped) == (0, 1)
+    assert (len(world.director.table), world.director.table.dropped_entries) == (0, 1)
 
 
 def test_a_template_without_connections_goes_unless_it_is_assured() -> None:
@@ -396,7 +400,7 @@ def test_a_template_without_connections_goes_unless_it_is_assured() -> None:
     assert loads(service.servers[0]) == (0, 0, 1)
     world.tune(drop_entry=3)
     world.director.expire(122.0)
-    assert (loads(service.servers[0]), world.director.table.dropped) == ((0, 0, 0), 1)
+    assert (loads(service.servers[0]), world.director.table.dropped_entries) == ((0, 0, 0), 1)
 
 
 @pytest.mark.parametrize(("times", "gone"), [(1, True), (8, True), (9, False)])

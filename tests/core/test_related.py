@@ -177,7 +177,6 @@ def test_what_else_a_host_sends_is_nobodys_answer(packet: bytes) -> None:
     assert (world.connection.deadline, world.connection.two_way) == (300.0, False)
 
 
-@pytest.mark.xfail(reason="the versions of an error and of what it quotes are not compared")
 def test_an_error_of_the_other_ip_version_is_about_nothing() -> None:
     world = World()
     world.routes[ONE] = LOCAL_ROUTE
@@ -386,7 +385,6 @@ def test_a_connection_keeps_its_method_over_a_change_of_routes() -> None:
     assert target(world.tcp("A")) == ONE
 
 
-@pytest.mark.xfail(reason="routes of removed servers are not followed")
 def test_a_server_that_comes_back_is_reached_the_way_there_is_then() -> None:
     world = World()
     world.routes[ONE] = None

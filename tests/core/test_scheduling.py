@@ -496,7 +496,7 @@ def test_an_error_opens_what_a_packet_may_open() -> None:
     world.serve(WEB, ONE)
     world.tune(schedule_icmp=1, drop_packet=3, am_droprate=2)
     assert world.receive(complaint(ANSWER)) == Drop(Reason.DEFENCE)
-    assert world.director.table.lost == 1
+    assert world.director.table.dropped_packets == 1
     assert world.receive(complaint(packets.tcp(VIP, 80, CLIENT, 20))) == NOT_OURS
     assert world.receive(complaint(ANSWER)) == Drop(Reason.DEFENCE)
     assert target(world.receive(complaint(ANSWER))) == ONE

@@ -21,6 +21,7 @@ from director_world import (
     INIT_ACK,
     LOCAL_ROUTE,
     ONE,
+    OTHER_VIP,
     SACK,
     SHUTDOWN,
     SHUTDOWN_ACK,
@@ -121,7 +122,8 @@ def test_every_transition_for_every_chunk(direction: str, state: str) -> None:
         for kind in kinds:
             assert states.SCTP.names[table[kind]] == NAMES[wanted], f"chunk {kind}"
     assert table[states.NO_CHUNK] == STATES.index(state)
-    assert len(table) == 257
+    assert table[states.BUNDLED_ABORT] == table[ABORT]
+    assert len(table) == 258
 
 
 def test_names_and_what_is_active() -> None:
@@ -165,7 +167,7 @@ def test_sctp_of_scapy(chunks: list[Any], six: bool, sport: int, dport: int) -> 
     assert (parsed.protocol, parsed.sport, parsed.dport) == (SCTP, sport, dport)
     kinds = [bytes(chunk)[0] for chunk in chunks]
     if kinds[:1] in ([COOKIE_ECHO], [COOKIE_ACK]) and kinds[1:2] == [ABORT]:
-        assert parsed.flags == ABORT
+        assert parsed.flags == states.BUNDLED_ABORT
     else:
         assert parsed.flags == (kinds[0] if kinds else states.NO_CHUNK)
 
@@ -186,15 +188,15 @@ COOKIE = bytes((COOKIE_ECHO, 0, 0, 5)) + bytes(1)  # its length leaves out the p
         (bytes((INIT, 0, 0)), states.NO_CHUNK),
         (bytes((INIT, 0, 0, 0)), INIT),
         (bytes((255, 0, 0, 4)), 255),
-        (COOKIE + bytes(3) + bytes((ABORT, 0, 0, 4)), ABORT),
+        (COOKIE + bytes(3) + bytes((ABORT, 0, 0, 4)), states.BUNDLED_ABORT),
         (COOKIE + bytes(3) + bytes((ABORT, 0, 0)), COOKIE_ECHO),
         (COOKIE + bytes(3) + bytes((DATA, 0, 0, 4)), COOKIE_ECHO),
         (COOKIE + bytes(2) + bytes((ABORT, 0, 0, 4)), COOKIE_ECHO),
-        (bytes((COOKIE_ACK, 0, 0, 4, ABORT, 0, 0, 4)), ABORT),
+        (bytes((COOKIE_ACK, 0, 0, 4, ABORT, 0, 0, 4)), states.BUNDLED_ABORT),
         (bytes((COOKIE_ACK, 0, 0, 3, ABORT, 0, 0, 4)), COOKIE_ACK),
         (bytes((COOKIE_ACK, 0, 0, 0, ABORT, 0, 0, 4)), COOKIE_ACK),
         (bytes((COOKIE_ACK, 0, 255, 255, ABORT, 0, 0, 4)), COOKIE_ACK),
-        (bytes((COOKIE_ACK, 0, 1, 4)) + bytes(256) + bytes((ABORT, 0, 0, 4)), ABORT),
+        (bytes((COOKIE_ACK, 0, 1, 4)) + bytes(256) + bytes((ABORT, 0, 0, 4)), states.BUNDLED_ABORT),
         (bytes((DATA, 0, 0, 4, ABORT, 0, 0, 4)), DATA),
         (bytes((ERROR, 0, 0, 4, ABORT, 0, 0, 4)), ERROR),
     ],
@@ -282,7 +284,14 @@ def test_only_an_init_opens_a_connection() -> None:
     assert [c.flow.cport for c in world.connections] == [1000 + INIT]
     assert world.receive(sctp(CLIENT, 1, VIP, 81, INIT)) == NOT_OURS
     assert world.receive(sctp(CLIENT, 9, VIP, 80, DATA)) == NOT_OURS
-    assert world.receive(sctp(CLIENT, 9, VIP, 80)) == Drop(Reason.MALFORMED)
+
+
+def test_without_a_chunk_a_packet_is_dropped_whoever_it_is_for() -> None:
+    world = World()
+    world.serve(CALL, ONE)
+    for vip, port in ((VIP, 80), (VIP, 81), (OTHER_VIP, 80)):
+        assert world.receive(sctp(CLIENT, 9, vip, port)) == Drop(Reason.MALFORMED)
+    assert len(world.director.table) == 0
 
 
 def test_with_sloppy_sctp_all_but_an_abort_opens_one() -> None:
@@ -296,6 +305,20 @@ def test_with_sloppy_sctp_all_but_an_abort_opens_one() -> None:
     world.serve(WEB, ONE)
     assert world.tcp("A") == NOT_OURS  # it is of SCTP alone
     assert len(world.director.table) == 255
+
+
+def test_what_opens_is_the_first_chunk_and_what_moves_may_be_the_second() -> None:
+    """A cookie with an ABORT behind it opens a connection that is closed at once."""
+    world = World()
+    world.serve(CALL, ONE)
+    assert world.receive(sctp(CLIENT, 1, VIP, 80, COOKIE_ECHO, ABORT)) == NOT_OURS
+    world.tune(sloppy_sctp=1)
+    assert target(world.receive(sctp(CLIENT, 1, VIP, 80, COOKIE_ECHO, ABORT))) == ONE
+    assert (world.connection.state_name, world.connection.deadline) == ("CLOSED", 61.0)
+    assert target(world.receive(sctp(CLIENT, 2, VIP, 80, INIT, ABORT))) == ONE
+    assert world.connections[1].state_name == "INIT1"
+    world.receive(sctp(CLIENT, 2, VIP, 80, COOKIE_ACK, ABORT), 1.0)
+    assert (world.connections[1].state_name, world.connections[1].deadline) == ("CLOSED", 62.0)
 
 
 @pytest.mark.parametrize(

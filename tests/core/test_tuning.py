@@ -1,4 +1,4 @@
-"""Settings: their names, values and defaults, what they mean, and whose they are."""
+"""Settings as the director has them: their defaults, what they mean, and whose they are."""
 
 from __future__ import annotations
 
@@ -120,9 +120,10 @@ def test_each_timeout_is_that_of_its_state_alone(name: str) -> None:
 
 
 def allowed(name: str) -> tuple[int, int]:
+    """Return the range: of 32 bits, as the kernel's switches, but for defences and timeouts."""
     if name in ("drop_entry", "drop_packet", "secure_tcp"):
         return 0, 3
-    return (1 if name in TIMEOUTS else 0), 2**31 - 1
+    return (1, 31 * 24 * 3600) if name in TIMEOUTS else (-(2**31), 2**31 - 1)
 
 
 @pytest.mark.parametrize("name", [*KERNELS, *TIMEOUTS])
@@ -132,7 +133,7 @@ def test_values_have_a_range(name: str) -> None:
     check_settings({name: high})
     check_settings({name: None})
     for wrong in (low - 1, high + 1, True, 1.0, "1"):
-        given: Any = {"am_droprate": 1, name: wrong}
+        given: Any = {"drop_entry": 1, name: wrong}
         with pytest.raises(ConfigError) as caught:
             check_settings(given)
         assert str(caught.value) == f"setting {name} = {wrong!r}; allowed: {low} to {high}"
