@@ -18,6 +18,7 @@ from director_world import (
     address,
     target,
 )
+from kernel_tables import SETTINGS, TIMEOUTS
 
 from lvskit import (
     NOT_OURS,
@@ -41,52 +42,6 @@ from lvskit.testing import packets
 
 DNS = ServiceKey.of(UDP, address(VIP), 53)
 
-# The kernel's, as documented: /proc/sys/net/ipv4/vs, ip_vs_proto_tcp.c, _udp.c, _sctp.c.
-KERNELS = {
-    "am_droprate": 10,
-    "amemthresh": 1024,
-    "cache_bypass": 0,
-    "conn_reuse_mode": 1,
-    "drop_entry": 0,
-    "drop_packet": 0,
-    "expire_nodest_conn": 0,
-    "expire_quiescent_template": 0,
-    "pmtu_disc": 1,
-    "schedule_icmp": 0,
-    "secure_tcp": 0,
-    "sloppy_sctp": 0,
-    "sloppy_tcp": 0,
-}
-# Name of the setting: protocol, state as listings have it, seconds.
-TIMEOUTS = {
-    "timeout_none": (TCP, "NONE", 2),
-    "timeout_established": (TCP, "ESTABLISHED", 900),
-    "timeout_synsent": (TCP, "SYN_SENT", 120),
-    "timeout_synrecv": (TCP, "SYN_RECV", 60),
-    "timeout_finwait": (TCP, "FIN_WAIT", 120),
-    "timeout_timewait": (TCP, "TIME_WAIT", 120),
-    "timeout_close": (TCP, "CLOSE", 10),
-    "timeout_closewait": (TCP, "CLOSE_WAIT", 60),
-    "timeout_lastack": (TCP, "LAST_ACK", 30),
-    "timeout_listen": (TCP, "LISTEN", 120),
-    "timeout_synack": (TCP, "SYNACK", 120),
-    "timeout_udp": (UDP, "UDP", 300),
-    "timeout_sctp_none": (SCTP, "NONE", 2),
-    "timeout_sctp_init1": (SCTP, "INIT1", 4),
-    "timeout_sctp_init": (SCTP, "INIT", 61),
-    "timeout_sctp_cookie_sent": (SCTP, "C-SENT", 61),
-    "timeout_sctp_cookie_replied": (SCTP, "C-REPLIED", 61),
-    "timeout_sctp_cookie_wait": (SCTP, "C-WAIT", 61),
-    "timeout_sctp_cookie": (SCTP, "COOKIE", 61),
-    "timeout_sctp_cookie_echoed": (SCTP, "C-ECHOED", 61),
-    "timeout_sctp_established": (SCTP, "ESTABLISHED", 900),
-    "timeout_sctp_shutdown_sent": (SCTP, "S-SENT", 61),
-    "timeout_sctp_shutdown_received": (SCTP, "S-RECEIVED", 61),
-    "timeout_sctp_shutdown_ack_sent": (SCTP, "S-ACK-SENT", 61),
-    "timeout_sctp_rejected": (SCTP, "REJECTED", 4),
-    "timeout_sctp_closed": (SCTP, "CLOSED", 61),
-}
-
 
 def rules(free: int = 2**31, **changes: int) -> Rules:
     return Rules(merged(Settings(), changes), free)
@@ -105,7 +60,7 @@ def kept(made: Rules) -> dict[tuple[int, str], float]:
 
 
 def test_the_defaults_are_the_kernels() -> None:
-    wanted = KERNELS | {name: seconds for name, (_, _, seconds) in TIMEOUTS.items()}
+    wanted = SETTINGS | {name: seconds for name, (_, _, seconds) in TIMEOUTS.items()}
     assert dataclasses.asdict(Settings()) == wanted
     assert list(NAMES) == list(wanted)
     assert kept(KERNEL) == {(p, state): float(s) for p, state, s in TIMEOUTS.values()}
@@ -126,7 +81,7 @@ def allowed(name: str) -> tuple[int, int]:
     return (1, 31 * 24 * 3600) if name in TIMEOUTS else (-(2**31), 2**31 - 1)
 
 
-@pytest.mark.parametrize("name", [*KERNELS, *TIMEOUTS])
+@pytest.mark.parametrize("name", [*SETTINGS, *TIMEOUTS])
 def test_values_have_a_range(name: str) -> None:
     low, high = allowed(name)
     check_settings({name: low})
@@ -142,7 +97,7 @@ def test_values_have_a_range(name: str) -> None:
 def test_an_unknown_name_is_told_the_known_ones() -> None:
     with pytest.raises(ConfigError) as caught:
         check_settings({"drop_entry": 1, "drop_entries": None})
-    wanted = f"unknown setting 'drop_entries'; allowed: {', '.join([*KERNELS, *TIMEOUTS])}"
+    wanted = f"unknown setting 'drop_entries'; allowed: {', '.join([*SETTINGS, *TIMEOUTS])}"
     assert str(caught.value) == wanted
 
 
