@@ -195,9 +195,12 @@ def parse_endpoint(text: str, protocol: str) -> tuple[bytes, int | None]:
 
 def parse_port(text: str, protocol: str) -> int:
     """Return the port that `text` is or names; `ConfigError` where it does neither."""
-    if text.isascii() and text.isdigit() and int(text) <= 65535:
-        return int(text)
-    port = port_of(text, protocol)
+    if text.isascii() and text.isdigit():
+        digits = text.lstrip("0") or "0"
+        # int() refuses thousands of digits.
+        port = int(digits) if len(digits) <= 5 and int(digits) <= 65535 else None
+    else:
+        port = port_of(text, protocol)
     if port is None:
         raise ConfigError(
             f"port {text!r}: neither 0 to 65535 nor a {protocol} service of this host"

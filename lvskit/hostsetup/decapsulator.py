@@ -38,8 +38,10 @@ def inner_packet(packet: bytes, vips: frozenset[bytes], ecn: int) -> bytes | Non
     """
     version = packet[0] >> 4 if packet else 0
     if version == 4 and len(packet) >= 20:
-        packet = packet[: int.from_bytes(packet[2:4], "big")]
-        header = (packet[0] & 15) * 4
+        header, length = (packet[0] & 15) * 4, int.from_bytes(packet[2:4], "big")
+        if not 20 <= header <= length:
+            return None
+        packet = packet[:length]
         destination, protocol = packet[16:20], packet[9]
         fragment = int.from_bytes(packet[6:8], "big") & 0x3FFF
     elif version == 6 and len(packet) >= 40:

@@ -143,7 +143,10 @@ class Netlink:
         """Return where this host holds `address`, if it does."""
         for held in self.held(family_of(address)):
             if ipaddress.ip_address(held.address) == address:
-                return held, next(link for link in self.links() if link.index == held.index)
+                # A device that has gone since took its addresses along.
+                return next(
+                    ((held, link) for link in self.links() if link.index == held.index), None
+                )
         return None
 
     def add_address(

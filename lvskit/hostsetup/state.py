@@ -101,7 +101,7 @@ class State(msgspec.Struct, kw_only=True):
             return cls()
         try:
             return msgspec.json.decode(content, type=cls)
-        except msgspec.DecodeError as err:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
             raise ConfigError(
                 f"{path} is damaged ({err}); remove it, and check by hand what is left: ip addr,"
                 " ip rule, sysctl net.ipv4.conf"

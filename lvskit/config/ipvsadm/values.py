@@ -24,21 +24,24 @@ FLAGS = {
 OWN_FLAGS = frozenset({"sh", "mh"})
 """Schedulers whose flags ipvsadm knows by name, so that there are no others."""
 
-_NUMBER = re.compile(r"[ \t\n\v\f\r]*([+-]?[0-9]+)")  # what strtol takes
+_NUMBER = re.compile(r"[ \t\n\v\f\r]*([+-]?)0*([0-9]+)")  # what strtol takes
+_MOST_DIGITS = 19  # more are beyond every range, and beyond a few thousand int() refuses
 
 
 def number(text: str, low: int, high: int) -> int | None:
     """Return the decimal number that `text` is, as strtol reads it, if it is in range."""
-    match = _NUMBER.fullmatch(text)
-    value = int(match[1]) if match else low - 1
-    return value if low <= value <= high else None
+    value = _value(_NUMBER.fullmatch(text))
+    return value if value is not None and low <= value <= high else None
 
 
 def prefix_length(text: str) -> int | None:
     """Return an IPv6 prefix length; whatever follows its digits is ignored, as atoi does."""
-    match = _NUMBER.match(text)
-    value = int(match[1]) if match else 0
-    return value if 1 <= value <= 128 else None
+    value = _value(_NUMBER.match(text))
+    return value if value is not None and 1 <= value <= 128 else None
+
+
+def _value(match: re.Match[str] | None) -> int | None:
+    return int(match[1] + match[2]) if match and len(match[2]) <= _MOST_DIGITS else None
 
 
 def mask(text: str, names: Names) -> bytes | None:
@@ -101,7 +104,7 @@ def option_pair(text: str) -> tuple[str, Any] | None:
         return None
     try:
         return name, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return name, value
 
 
@@ -110,7 +113,7 @@ def format_option(name: str, value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(r"[!-~]+", value):
         try:
             json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return f"{name}={value}"
     # Blanks are left in strings only, where JSON has another way to write them.
     return f"{name}={json.dumps(value, separators=(',', ':'))}".replace(" ", "\\u0020")

@@ -156,7 +156,7 @@ class PacketQueue:
     def _dissect(self, message: bytes) -> Queued | None:
         """Read one message the slow way, and remember its layout."""
         kind = int.from_bytes(message[4:6], sys.byteorder)
-        if kind != _QUEUE:
+        if kind != _QUEUE or len(message) < _NUMBER_END:
             if kind == ERROR:
                 self.refused += 1
             return None
