@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scapy.config import conf
-from scapy.layers import inet, inet6, l2  # noqa: F401 - l2 teaches scapy GRE
+from scapy.layers import inet, inet6, l2
 from scapy.layers.sctp import crc32c
 from scapy.packet import Packet
 from scapy.utils import checksum

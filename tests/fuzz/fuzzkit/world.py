@@ -131,9 +131,7 @@ class World:
     def __init__(self, source: Source) -> None:
         self.now = 1000.0
         self.size = source.pick(_ENTRIES)
-        self.director = Director(
-            PLUGINS, route, size=self.size, now=self.now, report=self._report
-        )
+        self.director = Director(PLUGINS, route, size=self.size, now=self.now, report=self._report)
         self.director.tick_s = _TICK_S
         self._identifications = itertools.count(1)
         self._last: list[tuple[Ends, int]] = []
