@@ -7,7 +7,7 @@ from typing import NamedTuple
 from fuzzkit.source import Source
 from scapy.layers.sctp import crc32c
 
-from lvskit.core.fragments import fragment
+from lvskit.datapath.fragments import fragment
 from lvskit.datapath.live.sender import fragment_v6
 from lvskit.testing import packets
 from lvskit.types import ICMP, ICMPV6, SCTP, TCP, UDP
@@ -25,6 +25,7 @@ _LARGE = (8000, 65000)
 _SHAPES = ("plain", "plain", "plain", "options", "fragments", "wild fragment", "broken")
 _LARGEST = 65535
 _PIECES = 8
+_MOST_SCTP = 100  # scapy takes its time over the CRC
 _WILD = 0x8000
 """Fragments that belong to nothing have identifications from here on."""
 
@@ -70,6 +71,7 @@ def segment(source: Source, ends: Ends) -> bytes:
         return packets.tcp(*ends[1:], flags, payload=payload, ttl=ttl, tos=tos, df=df)
     if ends.protocol == UDP:
         return packets.udp(*ends[1:], payload=payload, ttl=ttl, tos=tos, df=df)
+    payload = payload[:_MOST_SCTP]
     chunk = bytes((source.pick(_SCTP_CHUNKS), source.pick((0, 1)))) + (4 + len(payload)).to_bytes(
         2, "big"
     )
@@ -103,9 +105,9 @@ def sends(source: Source, ends: Ends, identification: int) -> list[Sent]:
     return [Sent(packet, True)] if shape == "plain" else [Sent(broken(source, packet), False)]
 
 
-def error(source: Source, quote: bytes, src: bytes, dst: bytes) -> Sent:
-    """Choose an ICMP error about `quote`, or an echo."""
-    quote = quote[: source.pick((_LARGEST, 28, 48, 20, 0, 548, 41))][:1200]
+def error(source: Source, about: Sent, src: bytes, dst: bytes) -> Sent:
+    """Choose an ICMP error about a packet, or an echo."""
+    quote = about.packet[: source.pick((_LARGEST, 28, 48, 20, 0, 548, 41))][:1200]
     if len(dst) == 4:
         kind, code = source.pick(((3, 4), (3, 3), (3, 1), (11, 0), (4, 0), (12, 0), (8, 0), (0, 0)))
     else:
@@ -114,7 +116,7 @@ def error(source: Source, quote: bytes, src: bytes, dst: bytes) -> Sent:
     packet = packets.icmp_error(src, dst, kind, code, quote, rest=rest)
     if source.number(0, 7) == 7:
         return Sent(broken(source, packet), False)
-    return Sent(packet, True)
+    return Sent(packet, about.sound)
 
 
 def broken(source: Source, packet: bytes) -> bytes:

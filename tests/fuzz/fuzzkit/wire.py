@@ -67,7 +67,7 @@ def check_error(packet: bytes, *, sound: bool) -> None:
         assert ip.proto == ICMP
         assert len(packet) <= 576
         _check_transport(ICMP, packet[20:], ip, sound=sound)
-        assert packet[20] in (3, 11)
+        assert packet[20] in (3, 4, 11)
     else:
         assert ip.nh == ICMPV6
         assert len(packet) <= 1280
@@ -122,7 +122,7 @@ def _check_transport(protocol: int, body: bytes, ip: Packet, *, sound: bool) -> 
             assert _sum(UDP, body, ip) == 0, body[:64].hex()
     elif protocol == ICMP:
         assert checksum(body) == 0, body[:64].hex()
-        if sound and body[0] in (3, 11) and len(body) >= 28:
+        if sound and body[0] in (3, 4, 11) and len(body) >= 28:
             assert checksum(body[8 : 8 + (body[8] & 15) * 4]) == 0, "of the quoted header"
     elif protocol == ICMPV6:
         assert _sum(ICMPV6, body, ip) == 0, body[:64].hex()

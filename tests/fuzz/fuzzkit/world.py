@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import typing
 from collections.abc import Iterator
 from contextlib import suppress
@@ -29,9 +30,10 @@ from lvskit import (
     Verdict,
     load_plugins,
 )
-from lvskit.core.fragments import fragment
 from lvskit.core.packet import parse
+from lvskit.datapath.fragments import fragment
 from lvskit.datapath.live.sender import fragment_v6
+from lvskit.settings import NAMES
 from lvskit.testing.packets import address
 from lvskit.types import SCTP, TCP, UDP
 
@@ -43,10 +45,11 @@ MARKS: Final = {4: 7, 6: 8}
 _ROUTER: Final = {4: address("192.0.2.99"), 6: address("2001:db8::99")}
 _UNREACHABLE, _LOCAL = 13, 14
 _MTUS: Final = (1500, 1500, 1280, 576, 9000, 65535)
-_TIMES: Final = (0.0, 0.25, 1.0, 2.0, 11.0, 31.0, 61.0, 130.0, 1000.0)
+_TIMES: Final = (0.0, 0.25, 1.0, 2.0, 11.0, 31.0, 61.0, 130.0, 910.0)
 _LONG: Final = 2000.0
 _TICK_S: Final = 500.0  # statistics are folded seldom, or they take most of the time
 _ENTRIES: Final = (64, 1, 2, 3, 8)
+_VALUES: Final = (1, 0, 2, 3, None, 600)
 _VERDICTS: Final = (Transmit, Deliver, Drop, Reply, NotOurs)
 
 
@@ -135,7 +138,7 @@ class World:
         self.director.tick_s = _TICK_S
         self._identifications = itertools.count(1)
         self._last: list[tuple[Ends, int]] = []
-        self._emitted: list[bytes] = []
+        self._emitted: list[Sent] = []
         self.keys: list[ServiceKey] = []
         for _ in range(source.number(1, 3)):
             self._add_service(source)
@@ -151,6 +154,7 @@ class World:
 
     def end(self) -> None:
         """Let time pass until nothing is left, and assert that nothing is."""
+        self.director.defence.due = self.director.next_tick = math.inf  # nothing each second
         for _ in range(3):
             self.now += _LONG
             self.director.expire(self.now)
@@ -192,39 +196,40 @@ class World:
         ends, mark = source.pick(self._last)
         ends = ends.back
         if self._emitted and source.number(0, 1):
-            parsed = parse(source.pick(self._emitted))
+            parsed = parse(source.pick(self._emitted).packet)
             if parsed is not None and len(parsed.dst) == len(ends.src):
                 ends = Ends(ends.protocol, parsed.dst, parsed.dport or ends.sport, *ends[3:])
         for sent in traffic.sends(source, ends, next(self._identifications)):
             if source.number(0, 1):
                 self.receive(sent, mark)
             else:
-                self.director.replied(sent.packet, self.now)
+                self._judge(self.director.replied(sent.packet, self.now), sent)
 
     def _error(self, source: Source) -> None:
         """Somebody sends an ICMP error: about a client's, a server's or a tunnel's packet."""
         about = source.number(0, 2)
         if about == 2 and self._emitted:
-            quote = source.pick(self._emitted)
+            quoted = source.pick(self._emitted)
         elif self._last:
             ends, _ = source.pick(self._last)
-            quote = traffic.segment(source, ends if about else ends.back)
+            quoted = Sent(traffic.segment(source, ends if about else ends.back), True)
         else:
             return
-        if not quote:
-            return
+        quote = quoted.packet
         version = 4 if quote[0] >> 4 == 4 else 6
         target = source.pick((quote[12:16] if version == 4 else quote[8:24], VIP[version]))
         sender = source.pick((_ROUTER[version], CLIENTS[version][0]))
         if len(target) == len(sender):
-            self.receive(traffic.error(source, quote, sender, target), 0)
+            self.receive(traffic.error(source, quoted, sender, target), 0)
 
     def _anything(self, source: Source) -> None:
         self.receive(traffic.anything(source), source.pick((0, MARKS[4], MARKS[6])))
 
     def receive(self, sent: Sent, mark: int) -> Verdict:
         """Let the director have a packet, and judge what it says."""
-        verdict = self.director.receive(sent.packet, self.now, mark)
+        return self._judge(self.director.receive(sent.packet, self.now, mark), sent)
+
+    def _judge(self, verdict: Verdict, sent: Sent) -> Verdict:
         assert isinstance(verdict, _VERDICTS), verdict
         if isinstance(verdict, Reply):
             wire.check_error(verdict.packet, sound=sent.sound)
@@ -237,7 +242,7 @@ class World:
     def _check_transmit(self, verdict: Transmit, sent: Sent) -> None:
         packet, mtu = verdict.packet, verdict.route.mtu
         own = OWN[4 if packet[0] >> 4 == 4 else 6]
-        self._emitted = [*self._emitted, packet][-8:]
+        self._emitted = [*self._emitted, Sent(packet, sent.sound)][-8:]
         wire.check(packet, sound=sent.sound, wrapped=own)
         if len(packet) <= mtu:
             return
@@ -290,7 +295,7 @@ class World:
         """An operator does something."""
         director = self.director
         key = source.pick(self.keys or [SERVICES[0][0]])
-        what = source.number(0, 6)
+        what = source.number(0, 7)
         with suppress(LvskitError):
             if what == 0:
                 self._add_service(source)
@@ -310,6 +315,9 @@ class World:
                     director.remove_server(key, server.address, server.port, self.now)
             elif what == 5:
                 director.remove_service(key, self.now)
+            elif what == 6:
+                changes = {source.pick(NAMES): source.pick(_VALUES)}
+                director.tune(changes, source.pick((None, key)))
             else:
                 director.routes_changed()
                 director.zero()

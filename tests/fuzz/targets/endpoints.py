@@ -8,7 +8,7 @@ from lvskit import ConfigError
 from lvskit.config.ipvsadm import values
 from lvskit.config.model import format_netmask, parse_endpoint, parse_netmask, parse_port
 from lvskit.config.names import Names
-from lvskit.core.service import endpoint
+from lvskit.settings import endpoint
 
 _NAMES = Names({})
 _PROTOCOLS = ("tcp", "udp")

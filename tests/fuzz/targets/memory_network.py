@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fuzzkit import traffic
 from fuzzkit.source import Bytes
-from fuzzkit.traffic import Ends
+from fuzzkit.traffic import Ends, Sent
 from fuzzkit.world import PLUGINS
 
 from lvskit import Director, ServerSettings, ServiceKey, ServiceSettings
@@ -64,7 +64,9 @@ def check(data: bytes) -> None:
         if source.number(0, 3):
             sent = traffic.sends(source, ends, identification)
         elif source.number(0, 1):
-            sent = [traffic.error(source, traffic.segment(source, ends), ends.src, target)]
+            sent = [
+                traffic.error(source, Sent(traffic.segment(source, ends), True), ends.src, target)
+            ]
         else:
             sent = [traffic.anything(source)]
         for each in sent:

@@ -7,10 +7,10 @@ from typing import Any
 
 from fuzzkit.source import Bytes
 
-from lvskit import DatapathError
 from lvskit.datapath.live.netlink import Netlink, attributes, spans, split
 from lvskit.datapath.live.nfqueue import PacketLog, PacketQueue
 from lvskit.datapath.live.routes import Routes
+from lvskit.errors import DatapathError
 
 _DATAGRAMS = 4
 _TARGET = bytes((198, 51, 100, 1))

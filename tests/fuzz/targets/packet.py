@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fuzzkit import wire
 
-from lvskit.core.fragments import fragment
-from lvskit.core.icmp import Refusal, quoted_reply, refuse
+from lvskit.core.icmp import Refusal, read_error, refuse
 from lvskit.core.packet import Parsed, checksum, parse, parse_quoted
+from lvskit.datapath.fragments import fragment
 from lvskit.datapath.live.sender import fragment_v6
 from lvskit.hostsetup.decapsulator import inner_packet
 from lvskit.types import ICMP, ICMPV6
@@ -31,8 +31,8 @@ def check(data: bytes) -> None:
     assert parse(data[: parsed.length]) == parsed, "what follows the end counts for nothing"
     packet = data[: parsed.length]
     if parsed.protocol in (ICMP, ICMPV6):
-        flow = quoted_reply(packet, parsed)
-        assert flow is None or len(flow.caddr) == len(flow.vaddr)
+        error = read_error(packet, parsed)
+        assert error is None or len(error.quote) == parsed.length - parsed.offset - 8
     for refusal in Refusal:
         wire.check_error(refuse(packet, refusal, mtu=1400).packet, sound=False)
     _check_fragments(packet)

@@ -42,8 +42,7 @@ def check(data: bytes) -> None:
         assert entry.flow.key == entry.key
     director.receive(packets.tcp(_CLIENT, 1024, VIP[4], 80, "A"), _NOW)
     director.receive(packets.tcp(_CLIENT, 1025, VIP[4], 80, "S"), _NOW)
-    director.tick_s = _LONG
-    director.next_tick = _LONG
+    director.next_tick = director.defence.due = 4 * _LONG  # nothing on a grid of seconds
     director.expire(_NOW + _LONG)
     director.expire(_NOW + 2 * _LONG)
     assert len(director.table) == 0
