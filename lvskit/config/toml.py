@@ -50,6 +50,8 @@ def loads(data: bytes | str, source: str = "TOML", plugins: Plugins | None = Non
         config = msgspec.toml.decode(data, type=Config)
     except (msgspec.MsgspecError, ValueError) as err:
         raise ConfigError(f"{source}: {err}") from err
+    except RecursionError as err:
+        raise ConfigError(f"{source}: nested too deeply") from err
     found = problems(config, plugins)
     if found:
         raise ConfigError("\n".join(f"{source}: {problem}" for problem in found))

@@ -163,7 +163,7 @@ class PacketQueue:
         mark, packet, hook = 0, b"", message[_HOOK]
         for attribute_type, start, end in spans(message, _ATTRIBUTES):
             if attribute_type == _MARK:
-                mark = int.from_bytes(message[start:end], "big")
+                mark = int.from_bytes(message[start:end][:4], "big")
             elif attribute_type == _PAYLOAD:
                 packet = message[start:end]
                 if end == len(message):
