@@ -102,6 +102,14 @@ def test_after_the_first_server_was_chosen_and_removed_the_new_first_is_next() -
     assert picks(pool, 2) == [1, 0]
 
 
+def test_a_server_that_joins_after_that_is_the_new_first() -> None:
+    pool = rr(1, 1, 1)
+    assert picks(pool, 1) == [2]
+    pool.remove(0)
+    pool.add()
+    assert picks(pool, 4) == [3, 1, 0, 3]
+
+
 def test_nobody_is_chosen_where_nobody_may_be() -> None:
     pool = rr()
     assert pool.pick() is None

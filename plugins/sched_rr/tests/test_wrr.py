@@ -147,6 +147,33 @@ def test_a_search_does_not_walk_through_two_thousand_million_passes() -> None:
     assert picks(pool, 3) == [0, 0, 0]
 
 
+def test_passes_are_skipped_down_to_the_heaviest_usable_server_and_no_further() -> None:
+    pool = wrr(9, 3, 2)
+    pool.overload(0)
+    assert picks(pool, 10) == [1, 1, 2, 1, 2] * 2
+
+
+def test_a_skipped_pass_ends_where_a_walked_one_would() -> None:
+    """The edit keeps the pass: with weights 8, 4, 2 the thresholds are 7, 5, 3, 1."""
+    pool = wrr(8, 4, 2)
+    pool.overload(0)
+    assert picks(pool, 1) == [1]
+    pool.edit(2, 2)
+    pool.overload(0, False)
+    assert picks(pool, 5) == [0, 1, 0, 1, 2]
+
+
+def test_a_search_in_vain_from_the_middle_of_an_early_pass_begins_again_at_the_head() -> None:
+    pool = wrr(4, 3, 4)
+    assert picks(pool, 1) == [0]
+    for place in range(3):
+        pool.overload(place)
+    assert picks(pool, 1) == [None]
+    for place in range(3):
+        pool.overload(place, False)
+    assert picks(pool, 5) == [0, 2, 0, 1, 2]
+
+
 def test_nobody_is_chosen_where_nobody_may_be() -> None:
     assert Pool(WeightedRoundRobin).pick() is None
     assert picks(wrr(0, 0), 2) == [None, None]

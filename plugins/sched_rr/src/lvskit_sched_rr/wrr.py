@@ -31,9 +31,10 @@ class WeightedRoundRobin(SchedulerBase):
 
     def __init__(self, servers: Sequence[RealServer], options: Any = None) -> None:
         super().__init__(servers, options)
-        self._position = -1
-        self._threshold = self._top = 0
-        self._step = 1
+        self._threshold = 0
+        self._position: int
+        self._step: int
+        self._top: int
         self._measure()
 
     def schedule(self, flow: Flow) -> RealServer | None:
