@@ -23,6 +23,8 @@ TARGETS = sorted(path.stem for path in (HERE / "targets").glob("*.py"))
 CORPUS = HERE / "corpus"
 MOST_BYTES = 8192
 MOST_KEPT = 24
+FAULTS = ("crash-", "oom-", "timeout-", "slow-unit-")
+"""How the names of inputs begin that were faults once: they stay."""
 _LIMITS = ("-timeout=20", "-rss_limit_mb=1024", f"-max_len={MOST_BYTES}")
 
 
@@ -61,7 +63,9 @@ def fuzz(name: str, seconds: int, *, keep: bool) -> bool:
         )  # fmt: skip
         runs = [line for line in done.stdout.splitlines() if line.startswith("Done ")]
         new = sorted(Path(fresh).iterdir())
-        print(f"{name}: {runs[-1] if runs else 'stopped'}; {len(new)} inputs reached more")
+        print(
+            f"{name}: {runs[-1] if runs else 'stopped'}; {len(new)} inputs reached more", flush=True
+        )
         if keep and done.returncode == 0:
             choose(name, [*sorted(before), *new])
     if done.returncode == 0:
@@ -99,7 +103,8 @@ def choose(name: str, candidates: list[Path]) -> None:
     """Leave in the corpus of `name` only what is needed to reach all that `candidates` reach."""
     sys.path.append(str(HERE))
     check = check_of(name)
-    inputs = sorted({path.read_bytes() for path in candidates}, key=lambda data: (len(data), data))
+    small = {path.read_bytes() for path in candidates if not path.name.startswith(FAULTS)}
+    inputs = sorted(small, key=lambda data: (len(data), data))
     reached = {data: reach(check, data) for data in inputs}
     wanted = set().union(*reached.values())
     chosen: list[bytes] = []
@@ -108,7 +113,8 @@ def choose(name: str, candidates: list[Path]) -> None:
         chosen.append(best)
         wanted -= reached[best]
     for path in (CORPUS / name).iterdir():
-        path.unlink()
+        if not path.name.startswith(FAULTS):
+            path.unlink()
     for number, data in enumerate(chosen):
         (CORPUS / name / f"{number:02}").write_bytes(data)
     print(f"{name}: {len(chosen)} of {len(inputs)} inputs kept")
@@ -121,6 +127,9 @@ def reach(check: Callable[[bytes], None], data: bytes) -> set[tuple[str, int, in
     measured = coverage.Coverage(
         data_file=None, branch=True, source_pkgs=["lvskit", *plugins()], config_file=False
     )
+    # Imported already, or not at all by this target.
+    quiet = ["module-not-measured", "module-not-imported", "no-data-collected"]
+    measured.set_option("run:disable_warnings", quiet)
     with measured.collect():
         check(data)
     found = measured.get_data()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from pathlib import Path
 
 from lvskit import ConfigError
 from lvskit.hostsetup.state import State
 
-_PATH = Path(tempfile.mkdtemp(prefix="lvskit-fuzz-"), "state.json")
+_HOME = tempfile.mkdtemp(prefix="lvskit-fuzz-")
+atexit.register(shutil.rmtree, _HOME)
+_PATH = Path(_HOME, "state.json")
 
 
 def check(data: bytes) -> None:

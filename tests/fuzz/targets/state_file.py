@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import struct
 import tempfile
 
@@ -19,7 +21,9 @@ _CLIENT, _SERVER = packets.address("10.0.0.1"), packets.address("198.51.100.1")
 _SIZE = 8
 _NOW = 1000.0
 _LONG = 2.0**33
-_PATH = os.path.join(tempfile.mkdtemp(prefix="lvskit-fuzz-"), "state")
+_HOME = tempfile.mkdtemp(prefix="lvskit-fuzz-")
+atexit.register(shutil.rmtree, _HOME)
+_PATH = os.path.join(_HOME, "state")
 _HEADER = msgspec.msgpack.encode(Header(monotonic=0.0, wall=2.0**40, boot=""))
 _NUMBERS = (0, 1, 2, 3, -1, 11, 255, 2**31, 2**70, -(2**40))
 _SECONDS = (1.5, 0.0, -1.0, 1e300, 2.0**32, float("nan"), float("inf"), 100.0)
