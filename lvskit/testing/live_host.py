@@ -50,6 +50,7 @@ _SETTINGS: Final = {
     "ipv4/icmp_ratelimit": 0,
     "ipv4/icmp_msgs_per_sec": 1_000_000,
     "ipv4/icmp_msgs_burst": 1_000_000,
+    "ipv6/conf/all/forwarding": 1,
     "ipv6/icmp/ratelimit": 0,
 }
 _DEVICE_SETTINGS: Final = {

@@ -119,6 +119,8 @@ class Network:
             sysctl -qw net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2
             ip address add {VIP}/32 dev lo
             ip -6 address add {VIP6}/128 dev lo nodad
+            # Deaf to tunnels, until it takes them off, and dumb: no error tells the director.
+            iptables -A OUTPUT -p icmp --icmp-type protocol-unreachable -j DROP
         """)
         self.closers: list[Callable[[], object]] = []
 

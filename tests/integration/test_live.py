@@ -144,6 +144,13 @@ def test_no_server_is_answered_by_icmp(network, direct, vip):
             sender.recv(100)
 
 
+def test_what_is_said_about_the_tunnel_is_told_to_the_client(network, direct):
+    network.server.run("iptables -F OUTPUT")
+    direct(tunnelled())
+    with pytest.raises(OSError, match="Protocol not available"):  # as if said of its own packet
+        network.connect()
+
+
 def test_other_ports_are_the_hosts(network, direct):
     network.serve(network.director, VIP, 22)
     direct(tunnelled())
