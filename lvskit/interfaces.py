@@ -30,6 +30,10 @@ class RealServer(Protocol):
         """Share of new connections, 0 to 2^31-1; 0 = quiesced."""
 
     @property
+    def last_weight(self) -> int:
+        """Its weight before it was quiesced; the weight where it is not."""
+
+    @property
     def activeconns(self) -> int:
         """Connections in an active TCP state (SYN_RECV and ESTABLISHED among them)."""
 
@@ -136,7 +140,7 @@ class Scheduler(Protocol):
         """
 
     def tick(self, now: float) -> None:
-        """Take note of the time, monotonic seconds: every two seconds, before what follows."""
+        """Take note of the time, monotonic seconds: before each choice, and every two seconds."""
 
     def close(self) -> None:
         """Let go of everything: the service is removed, or gets another scheduler."""
@@ -220,7 +224,10 @@ class ConnectionObserver(Protocol):
         """The TCP state changed."""
 
     def closed(self, connection: Connection, reason: str) -> None:
-        """The connection has left the table: "expired", "rescheduled" or "shed"."""
+        """The connection has left the table.
+
+        `reason` is "expired", "rescheduled", "shed", "dropped" or "server removed".
+        """
 
 
 class Datapath(Protocol):

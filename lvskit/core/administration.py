@@ -90,9 +90,8 @@ class Administration:
         """
         service = self.services.get(key)
         settings.check(key)
-        old = service.settings
-        if _choice(settings) != _choice(old):
-            scheduler = self._scheduler(service, settings)
+        before, scheduler = service.scheduler, self._scheduler(service, settings)
+        if scheduler is not before:
             self._tell_scheduler(service, "close")
             service.use(scheduler)
         service.settings = settings
@@ -259,16 +258,21 @@ class Administration:
     # --- binding ---
 
     def _scheduler(self, service: VirtualService, settings: ServiceSettings) -> Scheduler:
+        """Return what shall choose: the present one where its name and options stay."""
         spec = self._registry.scheduler(settings.scheduler)
         try:
             flags = {spec.flags[n - 1]: True for n in settings.flags if n <= len(spec.flags)}
             options = build_options(spec, {**settings.options, **flags})
         except (TypeError, ValueError) as err:
             raise ConfigError(f"scheduler {spec.name!r} of {service.name}: {err}") from err
+        if service.choice == (spec, options):
+            return service.scheduler
         try:
-            return spec.factory(service.servers, options)
+            scheduler = spec.factory(service.servers, options)
         except Exception as err:
             raise ConfigError(f"scheduler {spec.name!r} of {service.name} failed: {err!r}") from err
+        service.choice = spec, options
+        return scheduler
 
     def _tell_scheduler(self, service: VirtualService, method: str, *facts: object) -> None:
         """Call a scheduler's method; what it raises is reported, and the command goes on."""
@@ -317,8 +321,9 @@ class Administration:
             return server.forwarders[method]
         spec, version = self._registry.forwarder(method), server.service.key.version
         if spec.same_version and len(server.address) != (4 if version == 4 else 16):
-            text = f"method {method!r} needs a server of its service's IP version, {version}"
-            raise ConfigError(f"{text}; {server.name} is not")
+            raise ConfigError(
+                f"{method!r} needs an IPv{version} server, which {server.name} is not"
+            )
         try:
             options = build_options(spec, settings.options if method == settings.method else {})
         except (TypeError, ValueError) as err:
@@ -329,11 +334,6 @@ class Administration:
             text = f"forwarder {method!r} of {server.name} failed: {err!r}"
             raise ConfigError(text) from err
         return forwarder
-
-
-def _choice(settings: ServiceSettings) -> tuple[object, ...]:
-    """Return what makes an edit replace the scheduler."""
-    return settings.scheduler, dict(settings.options), settings.flags
 
 
 def _unreachable(connection: Any, packet: bytes) -> Verdict:

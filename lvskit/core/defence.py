@@ -3,7 +3,7 @@
 Source: Linux net/netfilter/ipvs/ip_vs_conn.c (ip_vs_random_dropentry) and ip_vs_ctl.c
 (update_defense_level), by behaviour. The kernel counts free memory where lvskit counts free
 entries of its bounded table, and visits a random 1/32 of the table each second where lvskit visits
-every 32nd entry.
+the next 1/32.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Defence:
 
     def __init__(self, now: float) -> None:
         self.due = now + PERIOD_S
-        self._turn = 0
+        self._next = 0
         self._turns = dict.fromkeys(range(1, _FEW + 1), 0)
         self._packets = 0
 
@@ -42,11 +42,13 @@ class Defence:
         return True
 
     def condemned(self, table: ConnectionTable, now: float) -> Iterator[Connection | Template]:
-        """Yield the entries to drop among every 32nd of the table, from another one each time."""
-        self._turn = (self._turn + 1) % _ROUND
-        for entry in islice(table, self._turn, None, _ROUND):
+        """Yield the entries to drop among the next 1/32 of the table."""
+        start = self._next if self._next < len(table) else 0
+        stop = self._next = start - (-len(table) // _ROUND)
+        for entry in islice(table, start, stop):
             there = entry.slot is not None and entry.server.service.rules.drop_entry
             if there and self._condemns(entry, now):
+                self._next -= 1
                 yield entry
 
     def _condemns(self, entry: Connection | Template, now: float) -> bool:

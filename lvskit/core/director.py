@@ -11,10 +11,10 @@ from typing import Final
 
 from lvskit.core import states
 from lvskit.core.connection import Connection
-from lvskit.core.packet import Parsed, parse
+from lvskit.core.packet import parse
 from lvskit.core.related import Related
 from lvskit.core.scheduling import MALFORMED, supersedes
-from lvskit.types import ICMP, ICMPV6, NOT_OURS, SCTP, TCP, UDP, Drop, Reason, Verdict
+from lvskit.types import ICMP, ICMPV6, NOT_OURS, TCP, UDP, Drop, Reason, Verdict
 
 _WHOLE: Final = frozenset({b"\0\0", b"\x40\0"})  # flags and offset: no fragment, with or without DF
 _FRAGMENT: Final = Drop(Reason.FRAGMENT)
@@ -103,7 +103,7 @@ class Director(Related):
         if parsed.fragment:
             return _FRAGMENT
         connection = old = self._find(table, parsed.key, now)
-        if old is not None and _is_first(parsed) and supersedes(parsed, old):
+        if old is not None and supersedes(parsed, old):
             # A new connection of the same client reuses the ports of an old one.
             connection = None
         elif old is not None and not old.server.available:
@@ -137,12 +137,5 @@ class Director(Related):
         parsed = parse(packet)
         if parsed is None or parsed.fragment or not self.services.by_key:
             return NOT_OURS
-        verdict = self._answer(parsed, packet, now)
+        verdict = self._answer(parsed, packet[: parsed.length], now)
         return NOT_OURS if verdict is None else verdict
-
-
-def _is_first(parsed: Parsed) -> bool:
-    """Whether a packet begins a connection, whatever there was before."""
-    if parsed.protocol == SCTP:
-        return parsed.flags == states.INIT_CHUNK
-    return parsed.protocol == TCP and bool(parsed.flags & states.SYN)

@@ -156,8 +156,6 @@ class Lifecycle(Administration):
         self.wheel.forget(template)
         self.table.remove_template(template)
         template.server.persistconns -= 1
-        template.server.release()
-        self._load_changed(template.server)
 
     def _removed(self, rules: Rules) -> None:
         """End the connections of removed servers, and templates without any, if `rules` say so."""
@@ -219,16 +217,17 @@ class Lifecycle(Administration):
 
     def routes_changed(self) -> None:
         """Ask for the way to every server again; call it when the host's routes have changed."""
-        moved = set()
+        moved = {}
         for service in self.services:
             for server in service.servers:
                 old = server.transmit
                 self._rebind(server)
                 if server.transmit != old:
-                    moved.add(server)
+                    moved[server] = old
         if moved:
             for entry in self.table:
-                if isinstance(entry, Connection) and entry.server in moved:
+                # One of another method, which the server had before, goes its own way on.
+                if isinstance(entry, Connection) and entry.transmit == moved.get(entry.server):
                     entry.transmit = entry.server.transmit
 
     def _tell(self, observers: tuple[Callable[..., None], ...], *facts: object) -> None:

@@ -37,9 +37,7 @@ class Scheduling(Lifecycle):
 
         With `related` it is an ICMP error about an answer to what `parsed` says of the client.
         """
-        service = self.services.match(
-            parsed.protocol, parsed.dst, parsed.dport, mark, parsed.version
-        )
+        service = self.services.match(parsed, mark)
         if parsed.protocol == SCTP and parsed.flags == states.NO_CHUNK:
             return MALFORMED
         if service is None:
@@ -71,7 +69,7 @@ class Scheduling(Lifecycle):
         """Return the new connection, the verdict that there is no room, or None: no server."""
         if not service.fwmark and parsed.dport != service.port:
             return None  # of FTP's data connections, for which only persistence has a server
-        server = self._choose(service, parsed)
+        server = self._choose(service, parsed, now)
         if server is None:
             return None
         if not self._make_room(1):
@@ -89,7 +87,7 @@ class Scheduling(Lifecycle):
             persistence.retire(self.table, template)
             template = None
         if template is None:
-            server = self._choose(service, parsed)
+            server = self._choose(service, parsed, now)
             if server is None:
                 return None
             if not self._make_room(2):
@@ -99,7 +97,6 @@ class Scheduling(Lifecycle):
             template.timeout = float(service.settings.persistence_s)
             self.table.add_template(template)
             server.persistconns += 1
-            server.take()
         elif not self._make_room(1):
             return _FULL
         server = template.server
@@ -111,9 +108,11 @@ class Scheduling(Lifecycle):
         self.wheel.schedule(template)
         return connection
 
-    def _choose(self, service: VirtualService, parsed: Parsed) -> RealServer | None:
+    def _choose(self, service: VirtualService, parsed: Parsed, now: float) -> RealServer | None:
         """Ask the service's scheduler; `PluginError` where it breaks its contract."""
         name = service.settings.scheduler
+        if service.tick is not None:
+            self._tell_scheduler(service, "tick", now)
         try:
             server = service.scheduler.schedule(parsed.flow)
         except Exception as err:
@@ -176,7 +175,10 @@ def _opens(parsed: Parsed, settings: Settings) -> bool:
 
 
 def supersedes(parsed: Parsed, connection: Connection) -> bool:
-    """Whether the first packet of a connection ends the one that its ports belonged to."""
+    """Whether a packet begins a connection, and so ends the one that its ports belonged to."""
+    bit = states.SYN if parsed.protocol == TCP else 0
+    if not (parsed.flags == states.INIT_CHUNK if parsed.protocol == SCTP else parsed.flags & bit):
+        return False
     settings = connection.server.rules.settings
     if settings.expire_nodest_conn and not connection.server.weight:
         return True

@@ -28,8 +28,8 @@ class RealServer:
 
     __slots__ = (
         "activeconns", "address", "available", "counters", "estimator", "forwarders", "idle_since",
-        "inactconns", "overloaded", "persistconns", "port", "reply", "route", "rules", "service",
-        "settings", "transmit", "weight",
+        "inactconns", "last_weight", "overloaded", "persistconns", "port", "reply", "route",
+        "rules", "service", "settings", "transmit", "weight",
     )  # fmt: skip
 
     def __init__(self, service: VirtualService, address: bytes, port: int) -> None:
@@ -37,7 +37,7 @@ class RealServer:
         self.address = address
         self.port = port
         self.settings = ServerSettings()
-        self.weight = 1
+        self.weight = self.last_weight = 1
         self.activeconns = self.inactconns = self.persistconns = 0
         self.overloaded = False
         self.available = True
@@ -66,29 +66,29 @@ class RealServer:
         return self.activeconns + self.inactconns + self.persistconns > 0
 
     def take(self) -> None:
-        """Check the upper threshold after a connection or template was bound to this server."""
-        upper = self.settings.upper
-        if upper and self.activeconns + self.inactconns >= upper:
+        """Judge overload after a connection was bound: it begins at the upper threshold."""
+        if self.activeconns + self.inactconns == self.settings.upper:
             self.overloaded = True
 
     def release(self) -> None:
-        """Check the lower threshold after a connection or template was unbound."""
-        settings, conns = self.settings, self.activeconns + self.inactconns
-        if settings.lower:
-            recovered = conns < settings.lower
-        elif settings.upper:
-            recovered = conns * 4 < settings.upper * 3
-        else:
-            recovered = True
-        if recovered:
+        """Judge overload after a connection was unbound: it ends below the lower threshold."""
+        if self.activeconns + self.inactconns + 1 == self._recovered_below():
             self.overloaded = False
 
+    def _recovered_below(self) -> int:
+        return self.settings.lower or self.settings.upper - self.settings.upper // 4
+
     def apply(self, settings: ServerSettings) -> None:
-        """Take `settings` over; a changed upper threshold asks the question of overload anew."""
-        if settings.upper == 0 or settings.upper > self.settings.upper:
-            self.overloaded = False
-        self.settings = settings
+        """Take `settings` over; other thresholds ask the question of overload anew."""
+        old, self.settings = self.settings, settings
         self.weight = settings.weight
+        self.last_weight = self.weight or self.last_weight
+        if (settings.upper, settings.lower) != (old.upper, old.lower):
+            conns = self.activeconns + self.inactconns
+            if settings.upper and conns >= settings.upper:
+                self.overloaded = True
+            elif not settings.upper or conns < self._recovered_below():
+                self.overloaded = False
 
 
 class VirtualService:
@@ -99,8 +99,8 @@ class VirtualService:
             `lvskit.VirtualService`.
         settings: what it was told.
         servers: newest first, the kernel's order, which schedulers see.
-        scheduler: the instance that chooses; load_changed, tick: its methods, or None where it
-            does not want to know.
+        scheduler: the instance that chooses; choice: what it was made from; load_changed, tick: its
+            methods, or None where it does not want to know.
         overrides: settings that are its own; rules: all that hold for it.
         beside: what stands for it where packets pass it by (the setting cache_bypass).
         opened, state_changed, closed: the bound methods of its connection observers.
@@ -113,6 +113,7 @@ class VirtualService:
         self.settings = ServiceSettings()
         self.servers: list[RealServer] = []
         self.scheduler: Scheduler
+        self.choice: object = None
         self.load_changed: Callable[[RealServer], None] | None = None
         self.tick: Callable[[float], None] | None = None
         self.overrides: dict[str, int] = {}
@@ -173,6 +174,7 @@ class VirtualService:
         server.rules = self.rules
         server.available = True
         server.idle_since = None
+        server.last_weight = server.weight
         self._retired -= server.counters
         self.servers.insert(0, server)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from math import inf
 from typing import Final
 
+from lvskit.core.packet import Parsed
 from lvskit.core.service import RealServer, VirtualService
 from lvskit.errors import ServiceExists, ServiceNotFound
 from lvskit.settings import ServiceKey
@@ -49,11 +50,10 @@ class ServiceTable:
         except KeyError:
             raise ServiceNotFound(f"no virtual service {key}") from None
 
-    def match(
-        self, protocol: int, address: bytes, port: int, mark: int, version: int
-    ) -> VirtualService | None:
+    def match(self, packet: Parsed, mark: int) -> VirtualService | None:
         """Return the service that claims a packet: by mark, by port, by the whole address."""
-        services = self.by_key
+        services, protocol, address = self.by_key, packet.protocol, packet.dst
+        port, version = packet.dport, packet.version
         if mark:
             found = services.get(ServiceKey(fwmark=mark, version=version))
             if found:

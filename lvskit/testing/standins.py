@@ -29,6 +29,11 @@ class StandInServer:
     counters: Counters = field(default_factory=Counters)
 
     @property
+    def last_weight(self) -> int:
+        """Its weight: it was never quiesced."""
+        return self.weight
+
+    @property
     def name(self) -> str:
         """Its address in hexadecimal digits, and its port."""
         return f"{self.address.hex()}:{self.port}"

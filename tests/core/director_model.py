@@ -236,9 +236,11 @@ class Model:
     def edit_server(
         self, server: Server, how: tuple[Any, ...], weight: int, *, upper: int, lower: int
     ) -> None:
-        if upper == 0 or upper > server.upper:
-            server.overloaded = False
+        same = (upper, lower) == (server.upper, server.lower)
         server.how, server.weight, server.upper, server.lower = how, weight, upper, lower
+        if not same:
+            self._check_lower(server)
+            self._check_upper(server)
 
     def remove_server(self, server: Server) -> None:
         server.service.servers.remove(server)
@@ -287,7 +289,6 @@ class Model:
                 entry.deadline = at + 60
             else:
                 self.entries.remove(entry)
-                self._check_lower(entry.server)
 
     def _sweep(self) -> None:
         assert self.next_sweep is not None
@@ -404,7 +405,6 @@ class Model:
         if template is not None:
             if template_is_new:
                 self.entries.append(template)
-                self._check_upper(server)
             template.deadline = self.now + template.timeout
         port = server.port if own_port or not service.persistence else 0
         entry = Entry(packet.flow, server, port or packet.dport, how=server.how, template=template)

@@ -147,9 +147,12 @@ def test_a_flood_of_half_open_connections_loses_a_32nd_each_second(
     assert ports(world) == list(range(1000 + a_second, 1000 + flood))
     assert loads(server) == (flood - a_second, 0, 0)
     world.director.expire(2.5)
-    assert table.dropped_entries == min(2 * a_second, flood)
-    world.director.expire(32.0)  # all of them, once around
-    assert (table.dropped_entries, loads(server), len(table)) == (flood, (0, 0, 0), 0)
+    left = flood - a_second
+    left -= -(-left // 32)  # a 32nd of what is left, rounded up
+    assert (table.dropped_entries, loads(server), len(table)) == (flood - left, (left, 0, 0), left)
+    world.tcp("S", cport=1, now=2.5)
+    world.director.expire(59.0)  # before they run out
+    assert len(table) == sum(1 for _ in world.connections) < flood / 2 + 1
     assert table.shed == table.refused == table.dropped_packets == 0
 
 
@@ -167,24 +170,31 @@ def test_seconds_that_nobody_asked_about_are_made_up_for() -> None:
     assert world.director.table.dropped_entries == 10
 
 
-def test_a_round_goes_over_what_was_there_at_its_beginning() -> None:
-    """What comes meanwhile waits for the next one; what has gone is not missed."""
+def test_the_next_32nd_begins_where_the_last_one_ended() -> None:
+    """What is spared is passed by until the next round; what has come meanwhile is in it."""
     world = World()
     world.serve(WEB, ONE)
+    for cport in range(1, 97):  # three a second
+        world.tcps("SA" if cport % 3 else "S", cport=cport)
     world.tune(drop_entry=3)
-    for cport in (1, 2, 3):
-        world.tcp("S", cport=cport)
-    world.director.expire(1.0)
-    assert ports(world) == [2, 3]
-    world.tcp("S", cport=4, now=1.5)
-    world.tcps("AR", cport=2, now=1.5)
-    world.tcp("S", cport=2, now=1.5)  # another connection by the same name
-    world.director.expire(2.0)
-    assert ports(world) == [3, 4, 2]
-    world.director.expire(3.0)
-    assert ports(world) == [4, 2]
-    world.director.expire(5.0)
-    assert ports(world) == []
+    gone: list[int] = []
+    for second in range(1, 5):
+        there = ports(world)
+        world.director.expire(float(second))
+        gone += [port for port in there if port not in ports(world)]
+    assert gone == [3, 6, 9, 12]
+
+
+def test_a_growing_flood_loses_its_share_from_the_beginning() -> None:
+    world = World(size=10_000)
+    world.serve(WEB, ONE)
+    world.tune(drop_entry=3)
+    for second in range(1, 5):
+        for number in range(320):
+            world.tcp("S", cport=second * 1000 + number, now=second - 0.5)
+        there = len(world.connections)
+        world.director.expire(float(second))
+        assert len(world.connections) == there - -(-there // 32)
 
 
 def test_half_open_and_idle_connections_go_and_no_others() -> None:

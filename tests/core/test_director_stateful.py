@@ -139,7 +139,7 @@ class Events:
         self.states[connection] = new
 
     def closed(self, connection: Any, reason: str) -> None:
-        assert reason in ("expired", "rescheduled", "shed")
+        assert reason in ("expired", "rescheduled", "shed", "dropped", "server removed")
         del self.states[connection]
 
 

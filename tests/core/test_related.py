@@ -373,7 +373,6 @@ def test_a_client_may_have_a_servers_address() -> None:
 # --- over changes of routes ---
 
 
-@pytest.mark.xfail(reason="a change of routes gives connections the server's present method")
 def test_a_connection_keeps_its_method_over_a_change_of_routes() -> None:
     world = World()
     world.serve(WEB, ONE)

@@ -156,25 +156,44 @@ def test_overload_begins_at_the_upper_threshold_and_ends_below_the_lower_one(
         assert server.referenced == (server.activeconns + server.inactconns > 0)
 
 
-@pytest.mark.parametrize(("upper", "overloaded"), [(0, False), (4, True), (3, True), (5, False)])
-def test_an_edit_ends_overload_only_by_a_higher_threshold_or_none(
-    upper: int, overloaded: bool
+@pytest.mark.parametrize(
+    ("upper", "lower", "overloaded"),
+    [
+        (0, 0, False),  # no limit any more
+        (4, 0, True),  # what it was
+        (3, 0, True),
+        (9, 0, True),  # as many as there are
+        (10, 0, True),  # between the two: as it was
+        (12, 0, True),
+        (13, 0, False),  # fewer than three quarters, which are 10
+        (20, 9, True),
+        (20, 10, False),
+    ],
+)
+@pytest.mark.parametrize("before", [True, False])
+def test_an_edit_of_thresholds_judges_overload_anew(
+    upper: int, lower: int, overloaded: bool, before: bool
 ) -> None:
     server = RealServer(VirtualService(ServiceKey.of(TCP, VIP, 80)), VIP, 80)
     server.apply(ServerSettings(upper=4, weight=3))
-    server.activeconns = 9
-    server.take()
-    assert server.overloaded
-    server.apply(ServerSettings(upper=upper, weight=8))
-    assert (server.overloaded, server.weight) == (overloaded, 8)
+    server.activeconns, server.overloaded = 9, before
+    server.apply(ServerSettings(upper=upper, lower=lower, weight=8))
+    judged = (upper, lower) != (4, 0)
+    always = judged and 0 < upper <= 9
+    assert server.overloaded == (always or (before and overloaded))
+    assert (server.weight, server.last_weight) == (8, 8)
 
 
-def test_templates_refer_to_a_server_but_do_not_load_it() -> None:
-    server = RealServer(VirtualService(ServiceKey.of(TCP, VIP, 80)), VIP, 80)
-    server.apply(ServerSettings(upper=1))
-    server.persistconns = 5
-    server.take()
-    assert (server.referenced, server.overloaded) == (True, False)
+def test_the_last_weight_is_that_before_quiescing_unless_it_came_quiesced() -> None:
+    service = VirtualService(ServiceKey.of(TCP, VIP, 80))
+    server = RealServer(service, VIP, 80)
+    seen = []
+    for weight in (3, 0, 5, 0):
+        server.apply(ServerSettings(weight=weight))
+        seen.append(server.last_weight)
+    assert seen == [3, 3, 5, 5]
+    service.attach(server)
+    assert server.last_weight == 0
 
 
 # --- counters ---

@@ -31,6 +31,7 @@ class Server:
     address: bytes
     port: int
     weight: int = 0
+    last_weight: int = 0
     activeconns: int = 0
     inactconns: int = 0
     upper: int = 0
@@ -48,6 +49,7 @@ class Server:
 
     def edit(self, weight: int, upper: int, lower: int) -> None:
         self.weight = weight
+        self.last_weight = weight or self.last_weight
         if (upper, lower) == (self.upper, self.lower):
             return
         self.upper, self.lower = upper, lower

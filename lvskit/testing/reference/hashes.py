@@ -149,12 +149,10 @@ class Maglev(_ClientHash):
     ) -> None:
         super().__init__(servers, options)
         self._size, self._key = slots, key
-        self._weights = {server: server.weight for server in servers}
         self._tables: dict[int, list[Any]] = {}
 
     def server_added(self, server: Any) -> None:
-        """Its weight counts even if it is 0: then it has no slots."""
-        self._weights[server] = server.weight
+        """Deal the slots anew."""
         self._tables.clear()
 
     def server_removed(self, server: Any) -> None:
@@ -162,8 +160,7 @@ class Maglev(_ClientHash):
         self._tables.clear()
 
     def server_updated(self, server: Any) -> None:
-        """Deal the slots anew, by its new weight if it has one."""
-        self._weights[server] = server.weight or self._weights[server]
+        """Deal the slots anew."""
         self._tables.clear()
 
     def _index(self, address: bytes, port: int, offset: int) -> int:
@@ -180,7 +177,7 @@ class Maglev(_ClientHash):
 
     def _table(self, size: int) -> list[Any]:
         """Let the servers choose, in the order of the list, until every slot is taken."""
-        servers = [server for server in self.servers if self._weights[server]]
+        servers = [server for server in self.servers if server.last_weight]
         if servers and size not in self._tables:
             slots = self._tables[size] = [None] * self._size
             wishes = {server: iter(self._preference(server, size)) for server in servers}
@@ -192,10 +189,10 @@ class Maglev(_ClientHash):
 
     def _turns(self, servers: list[Any]) -> dict[Any, int]:
         """Return how many slots in a row each takes: its weight, half as many bits as slots'."""
-        step = gcd(*(self._weights[server] for server in servers))
-        longest = max(self._weights[server] // step for server in servers).bit_length()
+        step = gcd(*(server.last_weight for server in servers))
+        longest = max(server.last_weight // step for server in servers).bit_length()
         excess = max(longest - self._size.bit_length() // 2, 0)
-        return {server: max(self._weights[server] // step >> excess, 1) for server in servers}
+        return {server: max(server.last_weight // step >> excess, 1) for server in servers}
 
     def _preference(self, server: Any, size: int) -> list[int]:
         """Return all slots, in the order in which a server wants them."""

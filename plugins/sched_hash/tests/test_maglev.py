@@ -51,6 +51,11 @@ class Server:
     overloaded: bool = False
     available: bool = True
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "weight" and (value or not hasattr(self, "last_weight")):
+            self.last_weight = value
+
     @property
     def address(self) -> bytes:
         return ipaddress.ip_address(self.name).packed
@@ -213,7 +218,7 @@ def test_a_server_that_returns_with_weight_0_has_lost_its_slots() -> None:
     scheduler = MaglevHashing(servers)
     gone = servers.pop(0)
     scheduler.server_removed(gone)
-    gone.weight = 0
+    gone.weight = gone.last_weight = 0
     servers.insert(0, gone)
     scheduler.server_added(gone)
     assert all(scheduler.schedule(client(f"198.51.100.{n}")) for n in range(100))

@@ -73,8 +73,8 @@ class MaglevOptions:
 class MaglevHashing(SchedulerBase):
     """Looks the client up in a table of servers.
 
-    `_weights` are the last weights above 0 that servers had while they were here: to quiesce one
-    moves nobody else's clients. `_changed` is what the next table will be built from, if anything
+    A server counts with its last weight other than 0: to quiesce one moves nobody else's clients.
+    `_changed` is what the next table will be built from, if anything
     has changed. More servers than slots leave the table as it was, as in the kernel.
 
     Raises:
@@ -86,7 +86,6 @@ class MaglevHashing(SchedulerBase):
         self._options = options or MaglevOptions()
         self._hash, _ = self._options.hashes()
         self._table: list[RealServer] = []
-        self._weights = {(server.address, server.port): server.weight for server in servers}
         self._changed: list[tuple[RealServer, int]] | None = None
         if len(servers) > self._options.slots:
             raise ValueError(f"{len(servers)} servers; allowed: {self._options.slots}, one a slot")
@@ -113,23 +112,20 @@ class MaglevHashing(SchedulerBase):
 
     def server_added(self, server: RealServer) -> None:
         """Build the table anew."""
-        self._weights[server.address, server.port] = server.weight
         self._note()
 
     def server_removed(self, server: RealServer) -> None:
         """Build the table anew."""
-        del self._weights[server.address, server.port]
         self._note()
 
     def server_updated(self, server: RealServer) -> None:
         """Build the table anew, with the server's weight unless it is 0."""
         if server.weight:
-            self._weights[server.address, server.port] = server.weight
-        self._note()
+            self._note()
 
     def _note(self) -> None:
         if len(self.servers) <= self._options.slots:
-            self._changed = [(s, self._weights[s.address, s.port]) for s in self.servers]
+            self._changed = [(s, s.last_weight) for s in self.servers]
 
 
 def populate(
