@@ -10,63 +10,26 @@ Addresses are packed, times are seconds, a verdict is a tuple: ("transmit", addr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
+from kernel_tables import SCTP, SETTINGS, TCP, TIMEOUT_OF, TIMEOUTS, UDP, after_sctp, after_tcp
+
+ICMP, ICMPV6 = 1, 58
 FTP, FTP_DATA = 21, 20
 FIN, SYN, RST, ACK = 1, 2, 4, 16
+INIT, ABORT = 1, 6
 DELIVER, NOT_OURS = ("deliver",), ("not ours",)
-
-TIMEOUTS = {
-    "NONE": 2, "ESTABLISHED": 900, "SYN_SENT": 120, "SYN_RECV": 60, "FIN_WAIT": 120,
-    "TIME_WAIT": 120, "CLOSE": 10, "CLOSE_WAIT": 60, "LAST_ACK": 30, "LISTEN": 120, "SYNACK": 120,
-    "UDP": 300,
-}  # fmt: skip
-ACTIVE = ("ESTABLISHED", "SYN_SENT", "SYN_RECV", "SYNACK")
+DEFAULTS = SETTINGS | {name: seconds for name, (_, _, seconds) in TIMEOUTS.items()}
+ACTIVE = {
+    TCP: ("ESTABLISHED", "SYN_SENT", "SYN_RECV", "SYNACK"),
+    UDP: (),
+    SCTP: ("ESTABLISHED",),
+}
 HALF_OPEN = ("SYN_RECV", "SYNACK")
-
-# Rows: state before; columns: SYN, FIN, ACK, RST. By state, not by event as in the code.
-ONE_WAY = {
-    "NONE":        ("SYN_RECV",    "CLOSE",      "ESTABLISHED", "CLOSE"),
-    "ESTABLISHED": ("ESTABLISHED", "FIN_WAIT",   "ESTABLISHED", "CLOSE"),
-    "SYN_SENT":    ("ESTABLISHED", "SYN_SENT",   "SYN_SENT",    "CLOSE"),
-    "SYN_RECV":    ("SYN_RECV",    "TIME_WAIT",  "ESTABLISHED", "SYN_RECV"),
-    "FIN_WAIT":    ("SYN_RECV",    "FIN_WAIT",   "FIN_WAIT",    "CLOSE"),
-    "TIME_WAIT":   ("SYN_RECV",    "TIME_WAIT",  "TIME_WAIT",   "CLOSE"),
-    "CLOSE":       ("SYN_RECV",    "CLOSE",      "CLOSE",       "CLOSE"),
-    "CLOSE_WAIT":  ("SYN_RECV",    "CLOSE_WAIT", "CLOSE_WAIT",  "CLOSE"),
-    "LAST_ACK":    ("SYN_RECV",    "LAST_ACK",   "CLOSE",       "LAST_ACK"),
-    "LISTEN":      ("SYN_RECV",    "LISTEN",     "LISTEN",      "LISTEN"),
-    "SYNACK":      ("SYN_RECV",    "TIME_WAIT",  "ESTABLISHED", "CLOSE"),
-}  # fmt: skip
-FROM_CLIENT = ONE_WAY | {
-    "ESTABLISHED": ("ESTABLISHED", "CLOSE_WAIT", "ESTABLISHED", "CLOSE"),
-    "FIN_WAIT":    ("SYN_RECV",    "TIME_WAIT",  "FIN_WAIT",    "CLOSE"),
-    "SYNACK":      ("SYN_RECV",    "TIME_WAIT",  "ESTABLISHED", "SYN_RECV"),
-}  # fmt: skip
-FROM_SERVER = {
-    "NONE":        ("SYN_SENT",    "TIME_WAIT",  "ESTABLISHED", "CLOSE"),
-    "ESTABLISHED": ("ESTABLISHED", "FIN_WAIT",   "ESTABLISHED", "CLOSE"),
-    "SYN_SENT":    ("SYN_SENT",    "SYN_SENT",   "SYN_SENT",    "SYN_SENT"),
-    "SYN_RECV":    ("SYN_RECV",    "TIME_WAIT",  "ESTABLISHED", "CLOSE"),
-    "FIN_WAIT":    ("SYN_SENT",    "FIN_WAIT",   "FIN_WAIT",    "CLOSE"),
-    "TIME_WAIT":   ("SYN_SENT",    "TIME_WAIT",  "TIME_WAIT",   "TIME_WAIT"),
-    "CLOSE":       ("SYN_SENT",    "CLOSE",      "CLOSE",       "CLOSE"),
-    "CLOSE_WAIT":  ("SYN_SENT",    "TIME_WAIT",  "CLOSE_WAIT",  "CLOSE"),
-    "LAST_ACK":    ("SYN_SENT",    "LAST_ACK",   "LAST_ACK",    "CLOSE"),
-    "LISTEN":      ("LISTEN",      "LISTEN",     "ESTABLISHED", "CLOSE"),
-    "SYNACK":      ("SYN_RECV",    "TIME_WAIT",  "ESTABLISHED", "CLOSE"),
-}  # fmt: skip
-
-
-def next_state(table: dict[str, tuple[str, str, str, str]], state: str, flags: int) -> str:
-    """Return the state after a packet with these TCP flags; without any that count, CLOSE."""
-    for bit, column in ((RST, 3), (SYN, 0), (FIN, 1), (ACK, 2)):
-        if flags & bit:
-            return table[state][column]
-    return "CLOSE"
+Flow = tuple[int, bytes, int, bytes, int]
+"""Protocol, source and its port, destination and its port."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +42,7 @@ class Packet:
     dst: bytes
     dport: int
     length: int
-    flags: int = 0
+    flags: int | None = 0  # TCP's flags, or the type of SCTP's first chunk; None: there is none
     mark: int = 0
     ttl: int = 64
     malformed: bool = False
@@ -88,8 +51,15 @@ class Packet:
     """In an ICMP error: the packet that it is about."""
 
     @property
-    def flow(self) -> tuple[int, bytes, int, bytes, int]:
+    def flow(self) -> Flow:
         return self.protocol, self.src, self.sport, self.dst, self.dport
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it begins a connection, whatever there was before."""
+        if self.protocol == SCTP:
+            return self.flags == INIT
+        return self.protocol == TCP and bool((self.flags or 0) & SYN)
 
 
 @dataclass
@@ -109,12 +79,14 @@ class Server:
     address: bytes
     port: int
     how: tuple[Any, ...] = ()
+    two_way: bool = False  # it answers through the director, which rewrites packets
     weight: int = 1
     upper: int = 0
     lower: int = 0
     overloaded: bool = False
     available: bool = True
     idle_since: float | None = None
+    rules: Mapping[str, int] = field(default_factory=lambda: DEFAULTS)
     tally: Tally = field(default_factory=Tally)
 
 
@@ -129,26 +101,55 @@ class Service:
     mask: bytes | None = None
     one_packet: bool = False
     servers: list[Server] = field(default_factory=list)
+    own: dict[str, int] = field(default_factory=dict)
+    rules: Mapping[str, int] = field(default_factory=lambda: DEFAULTS)
+    nobody: Server | None = None  # stands for whoever gets what passes the service by
     tally: Tally = field(default_factory=Tally)
+
+    @property
+    def key(self) -> tuple[int, bytes, int, int, int]:
+        return self.protocol, self.address, self.port, self.mark, self.version
 
 
 @dataclass(eq=False)
 class Entry:
     """A connection, or a template: the same thing with client port 0, as in the kernel."""
 
-    flow: tuple[int, bytes, int, bytes, int]
+    flow: Flow
     server: Server
     dport: int
     deadline: float = 0.0
     state: str = "NONE"
     how: tuple[Any, ...] = ()
     two_way: bool = False
+    rewrites: bool = False
+    bypassed: bool = False
     template: Entry | None = None
     half_open_since: int = 0
     is_template: bool = False
     timeout: float = 0.0
     assured: bool = False
     retired: bool = False
+
+
+def is_active(entry: Entry) -> bool:
+    return entry.state in ACTIVE[entry.flow[0]]
+
+
+def opens(packet: Packet, rules: Mapping[str, int]) -> bool:
+    """Whether a packet is the first of a connection."""
+    if packet.protocol == TCP:
+        flags = packet.flags or 0
+        return not flags & RST and bool(flags & SYN or rules["sloppy_tcp"])
+    if packet.protocol == SCTP:
+        return packet.flags != ABORT and (packet.flags == INIT or bool(rules["sloppy_sctp"]))
+    return True
+
+
+def usable(server: Server) -> bool:
+    """Whether a template may bring clients to `server`."""
+    quiesced = server.weight == 0 and server.rules["expire_quiescent_template"]
+    return server.available and not quiesced
 
 
 class Model:
@@ -161,10 +162,12 @@ class Model:
         self.entries: list[Entry] = []
         self.trash: list[Server] = []
         self.next_sweep: float | None = None
-        self.timeouts: dict[str, float] = dict(TIMEOUTS)
+        self.settings: dict[str, int] = {}
+        self.packets_until_drop = 0
         self.total = Tally()
         self.shed = 0
         self.refused = 0
+        self.dropped_packets = 0
         self._serial = 0
         self._one_packet: list[Entry] = []  # emptied within each packet
 
@@ -180,25 +183,36 @@ class Model:
         return [e for e in self.entries if e.template is template]
 
     def active(self, server: Server) -> int:
-        return sum(e.server is server and e.state in ACTIVE for e in self.connections())
+        return sum(e.server is server and is_active(e) for e in self.connections())
 
     def inactive(self, server: Server) -> int:
-        return sum(e.server is server and e.state not in ACTIVE for e in self.connections())
+        return sum(e.server is server and not is_active(e) for e in self.connections())
 
     def persistent(self, server: Server) -> int:
         return sum(e.server is server for e in self.templates())
 
-    def find(
-        self, flow: tuple[int, bytes, int, bytes, int], is_template: bool = False
-    ) -> Entry | None:
+    def find(self, flow: Flow, is_template: bool = False) -> Entry | None:
         there = [e for e in self.entries if e.is_template == is_template and not e.retired]
         found = [e for e in there if e.flow == flow]
         assert len(found) <= 1
         return found[0] if found else None
 
+    def answered(self, flow: Flow) -> Entry | None:
+        """Return whose request an answer to `flow` answers, where `flow` is as the server saw it.
+
+        Of connections whose servers' packets are rewritten, the newest that fits.
+        """
+        protocol, client, cport, target, port = flow
+        for entry in reversed(self.connections()):
+            seen = (protocol, client, cport) == entry.flow[:3]
+            if entry.rewrites and seen and (entry.server.address, entry.dport) == (target, port):
+                return entry
+        found = self.find(flow)
+        return None if found is None or found.rewrites else found
+
     def service(self, key: tuple[int, bytes, int, int, int]) -> Service | None:
         for s in self.services:
-            if (s.protocol, s.address, s.port, s.mark, s.version) == key:
+            if s.key == key:
                 return s
         return None
 
@@ -209,26 +223,41 @@ class Model:
 
     def add_service(self, service: Service) -> None:
         self.services.append(service)
+        service.rules = DEFAULTS | self.settings
 
     def remove_service(self, service: Service) -> None:
         for server in list(service.servers):
-            self.remove_server(server)
+            self._detach(server)
         self.services.remove(service)
+        self._end_removed(service.rules)
+
+    def tune(self, changes: Mapping[str, int | None], service: Service | None = None) -> None:
+        """Change settings, of one service or of all; None takes a value back."""
+        values = self.settings if service is None else service.own
+        for name, value in changes.items():
+            values.pop(name, None)
+            if value is not None:
+                values[name] = value
+        for each in self.services:
+            each.rules = DEFAULTS | self.settings | each.own
+            for server in [*each.servers, *([each.nobody] if each.nobody else [])]:
+                server.rules = each.rules
+        for server in self.trash:
+            there = self.service(server.service.key)
+            server.rules = there.rules if there else DEFAULTS | self.settings
 
     def add_server(self, service: Service, address: bytes, port: int) -> Server:
         """Add a server, which `edit_server` must then tell the rest."""
         server = self._from_trash(service, address, port) or Server(service, address, port)
         server.service, server.available, server.idle_since = service, True, None
+        server.rules = service.rules
         service.servers.insert(0, server)
         return server
 
     def _from_trash(self, service: Service, address: bytes, port: int) -> Server | None:
-        def key(s: Service) -> tuple[object, ...]:
-            return s.protocol, s.address, s.port, s.mark, s.version
-
         for server in self.trash:
             same = (server.address, server.port) == (address, port)
-            if same and key(server.service) == key(service):
+            if same and server.service.key == service.key:
                 self.trash.remove(server)
                 return server
         return None
@@ -243,16 +272,23 @@ class Model:
             self._check_upper(server)
 
     def remove_server(self, server: Server) -> None:
+        self._detach(server)
+        self._end_removed(server.service.rules)
+
+    def _detach(self, server: Server) -> None:
         server.service.servers.remove(server)
         server.available = False
         if not self.trash:
             self.next_sweep = self.now + 60
         self.trash.append(server)
 
-    def set_timeouts(self, tcp: float, fin: float, udp: float) -> None:
-        for name, value in (("ESTABLISHED", tcp), ("FIN_WAIT", fin), ("UDP", udp)):
-            if value:
-                self.timeouts[name] = value
+    def _end_removed(self, rules: Mapping[str, int]) -> None:
+        """End what belongs to removed servers, where the setting says so."""
+        if not rules["expire_nodest_conn"]:
+            return
+        for entry in [*self.connections(), *self.templates()]:
+            if not entry.server.available and entry.server.rules["expire_nodest_conn"]:
+                self.close(entry)
 
     # --- time ---
 
@@ -312,65 +348,115 @@ class Model:
         if not self.services:
             return NOT_OURS
         if packet.protocol in (ICMP, ICMPV6):
-            return self._icmp(packet)
-        if packet.protocol not in (TCP, UDP):
+            return self._icmp(packet, choice)
+        if packet.protocol not in (TCP, UDP, SCTP):
             return NOT_OURS
         if packet.fragment:
             return "drop", "FRAGMENT"
         entry = self.find(packet.flow)
-        over = entry is not None and entry.state in ("TIME_WAIT", "CLOSE")
-        if entry is not None and over and packet.flags & SYN and entry.template is None:
+        if entry is not None and packet.is_first and self._begins_anew(entry):
             self.close(entry)
             entry = None
         if entry is not None and not entry.server.available:
-            return "drop", "SERVER_REMOVED"
+            if not entry.server.rules["expire_nodest_conn"]:
+                return "drop", "SERVER_REMOVED"
+            self.close(entry)
+            entry = None
         if entry is None:
             made = self._schedule(packet, choice)
             if not isinstance(made, Entry):
                 return made
             entry = made
         self._count_in(entry.server, packet)
-        self._advance(entry, FROM_CLIENT if entry.two_way else ONE_WAY, packet.flags)
+        self._advance(entry, "input" if entry.two_way else "input_only", packet.flags)
         verdict = self._forward(entry, packet)
         if verdict[0] == "reply" and entry not in self._one_packet:
             most, headers = (576, 28) if len(packet.src) == 4 else (1280, 48)
             self._count_out(entry.server, min(most, headers + packet.length))
-        if packet.protocol == UDP and entry in self._one_packet:
-            self._one_packet.remove(entry)
-            self.close(entry)
+        self._end_one_packet(entry)
         return verdict
 
-    def replied(self, packet: Packet) -> None:
-        """A packet that the director's own sockets send."""
-        if packet.malformed or packet.fragment or packet.protocol not in (TCP, UDP):
-            return
-        entry = self.find((packet.protocol, packet.dst, packet.dport, packet.src, packet.sport))
-        if entry is None or not self.services:
-            return
+    def _begins_anew(self, entry: Entry) -> bool:
+        rules = entry.server.rules
+        if rules["expire_nodest_conn"] and entry.server.weight == 0:
+            return True
+        if not rules["conn_reuse_mode"] or entry.template is not None:
+            return False
+        if entry.state == "FIN_WAIT":
+            return bool(rules["conn_reuse_mode"] & 2) and not entry.two_way
+        return entry.state in ("TIME_WAIT", "CLOSE", "CLOSED")
+
+    def _end_one_packet(self, entry: Entry) -> None:
+        if entry in self._one_packet:
+            self._one_packet.remove(entry)
+            self.close(entry)
+
+    def replied(self, packet: Packet) -> tuple[Any, ...]:
+        """Return what becomes of a packet that the director's own sockets send, or a server."""
+        if packet.malformed or packet.fragment or not self.services:
+            return NOT_OURS
+        if packet.protocol in (ICMP, ICMPV6):
+            return self._error_about_request(packet) or NOT_OURS
+        if packet.protocol not in (TCP, UDP, SCTP):
+            return NOT_OURS
+        flow = (packet.protocol, packet.dst, packet.dport, packet.src, packet.sport)
+        entry = self.answered(flow)
+        if entry is None:
+            return NOT_OURS
         self._count_out(entry.server, packet.length)
         entry.two_way = True
         if packet.protocol == UDP and entry.template:
             entry.template.assured = True
-        self._advance(entry, FROM_SERVER, packet.flags)
+        self._advance(entry, "output", packet.flags)
+        return ("transmit", entry.flow[3]) if entry.rewrites else NOT_OURS
 
-    def _icmp(self, packet: Packet) -> tuple[Any, ...]:
+    def _icmp(self, packet: Packet, choice: Callable[[Service], Server | None]) -> tuple[Any, ...]:
         quoted = packet.quoted
         if quoted is None or packet.fragment:
             return NOT_OURS
-        entry = self.find((quoted.protocol, quoted.dst, quoted.dport, quoted.src, quoted.sport))
+        answered = self._error_about_request(packet)
+        if answered is not None:
+            return answered
+        asked = replace(
+            quoted, src=quoted.dst, sport=quoted.dport, dst=quoted.src, dport=quoted.sport
+        )
+        entry = self.find(asked.flow)
         if entry is None:
-            return NOT_OURS
+            made = self._schedule(replace(asked, mark=packet.mark), choice, related=True)
+            if not isinstance(made, Entry):
+                return made
+            entry = made
+            entry.deadline = self.now + 3
         self._count_in(entry.server, packet)
         verdict = self._forward(entry, packet)
+        self._end_one_packet(entry)
         return ("drop", verdict[1]) if verdict[0] == "reply" else verdict  # no error about errors
 
+    def _error_about_request(self, packet: Packet) -> tuple[Any, ...] | None:
+        """Carry an error about what a client has sent; None where it is about nothing known."""
+        entry = None if packet.quoted is None else self.answered(packet.quoted.flow)
+        if entry is None:
+            return None
+        self._count_out(entry.server, packet.length)
+        return ("transmit", entry.flow[3]) if entry.rewrites else NOT_OURS
+
     def _schedule(
-        self, packet: Packet, choice: Callable[[Service], Server | None]
+        self,
+        packet: Packet,
+        choice: Callable[[Service], Server | None],
+        *,
+        related: bool = False,
     ) -> Entry | tuple[Any, ...]:
-        if packet.protocol == TCP and (not packet.flags & SYN or packet.flags & RST):
-            return NOT_OURS
+        if packet.flags is None and not related:
+            return "drop", "MALFORMED"
         service = self._match(packet)
-        if service is None or packet.sport == FTP_DATA:
+        if service is None:
+            return NOT_OURS
+        if not (service.rules["schedule_icmp"] if related else opens(packet, service.rules)):
+            return NOT_OURS
+        if service.rules["drop_packet"] and self._drops(service.rules["am_droprate"]):
+            return "drop", "DEFENCE"
+        if packet.sport == FTP_DATA:
             return NOT_OURS
         template: Entry | None = None
         template_is_new = False
@@ -378,7 +464,7 @@ class Model:
         if service.persistence:
             flow = self._template_flow(service, packet)
             template = self.find(flow, is_template=True)
-            if template is not None and not template.server.available:
+            if template is not None and not usable(template.server):
                 template.retired = True
                 template.flow = (*flow[:4], 0xFFFF)
                 template.dport = 0xFFFF
@@ -386,8 +472,7 @@ class Model:
             if template is None:
                 server = self._choose(service, choice)
                 if server is None:
-                    ftp_data = service.port == FTP and not own_port
-                    return NOT_OURS if ftp_data else ("reply", "NO_SERVER")
+                    return self._leave(service, packet, related=related)
                 named = own_port and service.port != FTP
                 template = Entry(flow, server, server.port if named else 0, is_template=True)
                 template.timeout = service.persistence
@@ -398,7 +483,7 @@ class Model:
         else:
             chosen = self._choose(service, choice)
             if chosen is None:
-                return "reply", "NO_SERVER"
+                return self._leave(service, packet, related=related)
             server = chosen
         if not self._make_room(2 if template_is_new else 1):
             return "drop", "TABLE_FULL"
@@ -407,15 +492,41 @@ class Model:
                 self.entries.append(template)
             template.deadline = self.now + template.timeout
         port = server.port if own_port or not service.persistence else 0
-        entry = Entry(packet.flow, server, port or packet.dport, how=server.how, template=template)
-        entry.state = "NONE" if packet.protocol == TCP else "UDP"
-        self.entries.append(entry)
-        if service.one_packet and packet.protocol == UDP:
-            self._one_packet.append(entry)
+        entry = self._open(service, packet, server, port or packet.dport)
+        entry.template = template
         for tally in (server.tally, server.service.tally, self.total):
             tally.conns += 1
         self._check_upper(server)
         return entry
+
+    def _open(self, service: Service, packet: Packet, server: Server, dport: int) -> Entry:
+        entry = Entry(packet.flow, server, dport, how=server.how)
+        entry.two_way = entry.rewrites = server.two_way
+        entry.state = "UDP" if packet.protocol == UDP else "NONE"
+        self.entries.append(entry)
+        if service.one_packet and packet.protocol == UDP:
+            self._one_packet.append(entry)
+        return entry
+
+    def _drops(self, rate: int) -> bool:
+        self.packets_until_drop -= 1
+        if self.packets_until_drop > 0:
+            return False
+        self.packets_until_drop = rate
+        self.dropped_packets += 1
+        return True
+
+    def _leave(self, service: Service, packet: Packet, *, related: bool) -> Entry | tuple[Any, ...]:
+        """Return what becomes of a packet without a server; here, every VIP is another host's."""
+        if service.mark and service.rules["cache_bypass"] and not related and self._make_room(1):
+            if service.nobody is None:
+                service.nobody = Server(service, bytes(len(packet.dst)), 0, rules=service.rules)
+            entry = self._open(service, packet, service.nobody, 0)
+            entry.how, entry.two_way, entry.bypassed = ("transmit", packet.dst), True, True
+            return entry
+        if service.port == FTP and packet.dport != FTP:
+            return NOT_OURS
+        return "drop" if related else "reply", "NO_SERVER"
 
     def _match(self, packet: Packet) -> Service | None:
         version = 4 if len(packet.dst) == 4 else 6
@@ -432,9 +543,7 @@ class Model:
                 return found
         return None
 
-    def _template_flow(
-        self, service: Service, packet: Packet
-    ) -> tuple[int, bytes, int, bytes, int]:
+    def _template_flow(self, service: Service, packet: Packet) -> Flow:
         mask = service.mask or b"\xff" * len(packet.src)
         client = bytes(a & b for a, b in zip(packet.src, mask, strict=True))
         if packet.dport == service.port:
@@ -472,35 +581,39 @@ class Model:
         self.entries.remove(entry)
         self._check_lower(entry.server)
 
-    def _advance(
-        self, entry: Entry, table: dict[str, tuple[str, str, str, str]], flags: int
-    ) -> None:
-        if entry.state != "UDP":
-            new = next_state(table, entry.state, flags)
-            if new in HALF_OPEN and entry.state not in HALF_OPEN:
-                self._serial += 1
-                entry.half_open_since = self._serial
-            if new == "ESTABLISHED" != entry.state and entry.template:
-                entry.template.assured = True
-            entry.state = new
-        entry.deadline = self.now + self.timeouts[entry.state]
+    def _advance(self, entry: Entry, direction: str, flags: int | None) -> None:
+        protocol, rules = entry.flow[0], entry.server.rules
+        new = entry.state
+        if protocol == TCP:
+            secure = rules["secure_tcp"] == 3
+            new = after_tcp(direction, entry.state, flags or 0, secure=secure)
+        elif protocol == SCTP:
+            new = after_sctp(direction, entry.state, flags)
+        if protocol == TCP and new in HALF_OPEN and entry.state not in HALF_OPEN:
+            self._serial += 1
+            entry.half_open_since = self._serial
+        if new == "ESTABLISHED" != entry.state and entry.template:
+            entry.template.assured = True
+        entry.state = new
+        entry.deadline = self.now + rules[TIMEOUT_OF[protocol, new]]
 
     def _count_in(self, server: Server, packet: Packet) -> None:
-        if not server.available:
+        if not server.available or server is server.service.nobody:
             return
         for tally in (server.tally, server.service.tally, self.total):
             tally.inpkts += 1
             tally.inbytes += packet.length
 
     def _count_out(self, server: Server, length: int) -> None:
-        if not server.available:
+        if not server.available or server is server.service.nobody:
             return
         for tally in (server.tally, server.service.tally, self.total):
             tally.outpkts += 1
             tally.outbytes += length
 
     def _forward(self, entry: Entry, packet: Packet) -> tuple[Any, ...]:
-        if entry.how[0] == "transmit" and packet.ttl <= 1:
+        tunnelled = entry.how[0] == "transmit" and not entry.rewrites and not entry.bypassed
+        if tunnelled and packet.ttl <= 1:
             return "reply", "TTL_EXCEEDED"
         return entry.how
 
