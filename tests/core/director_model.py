@@ -170,6 +170,7 @@ class Model:
         self.dropped_packets = 0
         self._serial = 0
         self._one_packet: list[Entry] = []  # emptied within each packet
+        self._giving_way: Entry | None = None  # likewise
 
     # --- what there is, by looking at everything ---
 
@@ -355,15 +356,14 @@ class Model:
             return "drop", "FRAGMENT"
         entry = self.find(packet.flow)
         if entry is not None and packet.is_first and self._begins_anew(entry):
-            self.close(entry)
-            entry = None
-        if entry is not None and not entry.server.available:
+            self._giving_way, entry = entry, None
+        elif entry is not None and not entry.server.available:
             if not entry.server.rules["expire_nodest_conn"]:
                 return "drop", "SERVER_REMOVED"
-            self.close(entry)
-            entry = None
+            self._giving_way, entry = entry, None
         if entry is None:
             made = self._schedule(packet, choice)
+            self._end_giving_way()
             if not isinstance(made, Entry):
                 return made
             entry = made
@@ -385,6 +385,12 @@ class Model:
         if entry.state == "FIN_WAIT":
             return bool(rules["conn_reuse_mode"] & 2) and not entry.two_way
         return entry.state in ("TIME_WAIT", "CLOSE", "CLOSED")
+
+    def _end_giving_way(self) -> None:
+        """End a connection that has given its ports to a new one, which has its server by now."""
+        if self._giving_way is not None:
+            self.close(self._giving_way)
+            self._giving_way = None
 
     def _end_one_packet(self, entry: Entry) -> None:
         if entry in self._one_packet:
@@ -566,6 +572,7 @@ class Model:
         return chosen
 
     def _make_room(self, wanted: int) -> bool:
+        self._end_giving_way()
         while len(self.entries) + wanted > self.size:
             half_open = [e for e in self.connections() if e.state in HALF_OPEN]
             if not half_open:

@@ -741,6 +741,8 @@ class DirectorMachine(RuleBasedStateMachine):
         """Somebody complains about a packet of a server, or of a client."""
         flow = self.both.flow(number, rewritten=about == "translated")
         _, src, _, dst, _ = flow
+        if about != "answer" or not self.both.model.find(flow):
+            ttl = 64  # the scheduler's choice must show
         if about == "stranger":  # a client that has no connection yet
             flow = (*flow[:2], flow[2] ^ 0x2000, *flow[3:])
             self.both.tune({"schedule_icmp": 1} if number % 4 else {}, None)
@@ -761,8 +763,7 @@ class DirectorMachine(RuleBasedStateMachine):
         if way == "out":
             self.both.replied(packet, raw)
             return
-        if self.both.model.find(flow) or ttl > 1:  # else the scheduler's choice does not show
-            self.both.receive(packet, raw)
+        self.both.receive(packet, raw)
 
     @precondition(lambda self: self.both.known)
     @rule(

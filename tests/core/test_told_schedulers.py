@@ -159,7 +159,7 @@ def test_what_shedding_and_dropping_change_is_told() -> None:
     world.tcp("S", cport=2)
     assert scheduler.told() == [(11, 0, 0, False), (11, 0, 1, False), (11, 1, 0, False)]
     world.tune(drop_entry=3)
-    world.director.expire(1.0)
+    world.director.expire(32.0)
     assert scheduler.told() == [(11, 0, 0, False)]
 
 
