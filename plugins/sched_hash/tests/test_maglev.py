@@ -238,6 +238,20 @@ def test_fallback_spreads_a_servers_clients_over_the_others() -> None:
     assert [falling.schedule(flow) for flow in others] == [plain.schedule(flow) for flow in others]
 
 
+@pytest.mark.parametrize("key", [None, SECRET])
+def test_fallback_searches_as_the_reference_does(key: str | None) -> None:
+    pool = Pool()
+    for _ in range(12):
+        pool.add()
+    pool.schedulers = [
+        MaglevHashing(pool.servers, MaglevOptions(fallback=True, key=key, slots=251)),
+        WrittenOutMaglev(pool.servers, fallback=True, key=key, slots=251),
+    ]
+    for place in range(10):
+        pool.overload(place)
+    assert {pool.pick(client(f"198.51.100.{n}")) for n in range(20)} == {0, 1}
+
+
 def test_fallback_may_be_out_of_luck() -> None:
     """One usable slot of 251, and 251 tries by hash: 1 in e misses, as in the kernel."""
     servers = [Server(f"10.0.1.{n}") for n in range(250)]

@@ -144,6 +144,16 @@ def test_the_address_keeps_it_while_it_can_carry_the_load(factory: Any) -> None:
 
 
 @FACTORIES
+def test_half_idle_is_below_half_the_weight(factory: Any) -> None:
+    pool = pool_of(factory, (5, 3), (1, 0))
+    assert pool.ask(1) == 1
+    pool.load(0, 2)
+    assert pool.ask(1) == 1
+    pool.load(1, 2)  # two of five are, three are not
+    assert pool.ask(1) == 0
+
+
+@FACTORIES
 def test_a_quiesced_or_removed_server_loses_its_addresses(factory: Any) -> None:
     pool = pool_of(factory, (1, 0), (1, 0))
     assert pool.ask(1) == 1
