@@ -69,7 +69,7 @@ def test_dh_is_the_circle_written_out(weights: list[int], steps: list[Any]) -> N
     play(pool, steps)
 
 
-@pytest.mark.parametrize("factory", [sh(), sh(fallback=True, port=True), DestinationHashing])
+@pytest.mark.parametrize("factory", [SourceHashing, sh(fallback=True), DestinationHashing])
 def test_either_may_be_made_for_servers_that_are_there(factory: Any) -> None:
     pool = pool_of(factory, 1)
     pool.schedulers = [factory(pool.servers, None)]
