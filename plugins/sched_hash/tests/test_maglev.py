@@ -245,7 +245,7 @@ def test_fallback_searches_as_the_reference_does(key: str | None) -> None:
         pool.add()
     pool.schedulers = [
         MaglevHashing(pool.servers, MaglevOptions(fallback=True, key=key, slots=251)),
-        WrittenOutMaglev(pool.servers, fallback=True, key=key, slots=251),
+        Maglev(pool.servers, {1}, slots=251, key=key),
     ]
     for place in range(10):
         pool.overload(place)
