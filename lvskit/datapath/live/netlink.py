@@ -24,6 +24,7 @@ ACK: Final = 0x4
 CREATE: Final = 0x400
 
 ERROR: Final = 2
+_MAX_ERRNO: Final = 4095
 HEADER: Final = 16
 _NESTED: Final = 0x8000
 _TYPE: Final = 0x3FFF
@@ -183,7 +184,7 @@ class Netlink:
                 if answer.kind != ERROR or answer.sequence < first:
                     others.append(answer)
                     continue
-                code = -int.from_bytes(answer.body[:4], sys.byteorder, signed=True)
+                code = -int.from_bytes(answer.body[:4], sys.byteorder, signed=True) & _MAX_ERRNO
                 if code:
                     self._discard()
                     raise Refused(code, answer.sequence - first)

@@ -156,7 +156,7 @@ class PacketQueue:
     def _dissect(self, message: bytes) -> Queued | None:
         """Read one message the slow way, and remember its layout."""
         kind = int.from_bytes(message[4:6], sys.byteorder)
-        if kind != _QUEUE or len(message) < _NUMBER_END:
+        if kind != _QUEUE or len(message) <= _HOOK:
             if kind == ERROR:
                 self.refused += 1
             return None
@@ -251,7 +251,7 @@ class PacketLog:
         found, hook = [], 0
         for message in self._netlink.drain():
             for kind, start, end in spans(message.body, _GENERIC):
-                if kind == _LOG_HEADER:
+                if kind == _LOG_HEADER and start + _LOG_HOOK < end:
                     hook = message.body[start + _LOG_HOOK]
                 elif kind == _LOG_PAYLOAD:
                     found.append((hook, message.body[start:end]))

@@ -79,7 +79,7 @@ class Routes:
         family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
         head = struct.pack("=BBBBBBBBI", family, len(address) * 8, 0, 0, 0, 0, 0, 0, 0)
         answer = self._request(_GET_ROUTE, _NEW_ROUTE, head + attribute(_DESTINATION, address))
-        if answer is None or answer[7] in _REFUSING:
+        if answer is None or len(answer) < len(head) or answer[7] in _REFUSING:
             return None
         found = parse(answer, len(head))
         interface = int.from_bytes(found.get(_INTERFACE, b""), sys.byteorder)
