@@ -280,6 +280,8 @@ class World:
         """Add or edit a server."""
         method, options = source.pick(FORWARDERS)
         version = source.pick((key.version, key.version, 10 - key.version))
+        if PLUGINS.forwarder(method).same_version:
+            version = key.version  # what every way to configure a server asks for
         last = source.number(1, 16)
         server = address(f"198.51.100.{last}" if version == 4 else f"2001:db8:5::{last:x}")
         settings = ServerSettings(

@@ -8,7 +8,7 @@ from typing import Any
 from fuzzkit.source import Bytes
 
 from lvskit.datapath.live.netlink import Netlink, attributes, spans, split
-from lvskit.datapath.live.nfqueue import PacketLog, PacketQueue
+from lvskit.datapath.live.nfqueue import PacketLog, PacketQueue, whole
 from lvskit.datapath.live.routes import Routes
 from lvskit.errors import DatapathError
 
@@ -45,13 +45,15 @@ def check(data: bytes) -> None:
             assert 4 <= start <= end <= len(datagram)
     queue = _made(PacketQueue, number=7, refused=0, _prefix_end=0, _layouts={})
     queue._socket = _Socket(datagrams)
-    for number, packet, mark in queue.read(2 * _DATAGRAMS):
+    for number, packet, mark, hook in queue.read(2 * _DATAGRAMS):
         assert len(number) == 4
         assert len(packet) <= 255
         assert 0 <= mark < 2**32
+        assert 0 <= hook < 256
     log = _made(PacketLog, _netlink=_netlink(datagrams))
-    for packet in log.read():
-        assert len(packet) <= 40 + 65535
+    for hook, packet in log.read():
+        assert 0 <= hook < 256
+        assert len(whole(packet)) <= 40 + 65535
     routes = _made(Routes, _netlink=_netlink(datagrams, acknowledges=True), _known={})
     try:
         route = routes.get(_TARGET)
