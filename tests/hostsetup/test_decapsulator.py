@@ -95,3 +95,10 @@ def test_congestion_marks_go_inside(make, field, dscp):
                 None if outcome is None else bytes(make(UDP() / b"x", **{field: dscp | outcome}))
             )
             assert inner_packet(packet, VIPS, outer) == expected
+
+
+@pytest.mark.parametrize("length", [0, 10, 19, 23])
+def test_a_header_that_is_longer_than_its_packet_is_no_packet(length):
+    packet = bytes(ipv4(Raw(b"x" * 20), ihl=6, len=length, proto=6))
+    for ecn in (0, 3):
+        assert inner_packet(packet, VIPS, ecn) is None
