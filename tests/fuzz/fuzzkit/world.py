@@ -203,7 +203,16 @@ class World:
             if source.number(0, 1):
                 self.receive(sent, mark)
             else:
-                self._judge(self.director.replied(sent.packet, self.now), sent)
+                self._replied(sent)
+
+    def _replied(self, sent: Sent) -> None:
+        """Let the director have an answer, which this host's stack has cut to its length."""
+        parsed = parse(sent.packet)
+        packet = sent.packet if parsed is None else sent.packet[: parsed.length]
+        verdict = self.director.replied(packet, self.now)
+        assert isinstance(verdict, _VERDICTS), verdict
+        if isinstance(verdict, Transmit):  # along the host's own route, whose MTU it sees to
+            wire.check(verdict.packet, sound=sent.sound)
 
     def _error(self, source: Source) -> None:
         """Somebody sends an ICMP error: about a client's, a server's or a tunnel's packet."""
