@@ -9,9 +9,10 @@ explain all of a recording.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf
-from statistics import linear_regression
+from typing import NamedTuple, TypeVar
 
 from lvskit.core.connection import Connection, Template
 from lvskit.core.director import Director
@@ -20,37 +21,65 @@ from lvskit.testing.wire import Tree
 
 TICKS_PER_S = 250
 Entry = Connection | Template
-FINE = range(64)
-"""Tick counts to try for timers of seconds, whose granularity is at most 64 ticks."""
-COARSE = range(0, 4096, 64)
-"""What to add for longer ones: 512 ticks for a minute or two, 4,096 for five to fifteen."""
 _ROUNDING_S = 0.006
 ESTIMATOR_S = 504 / TICKS_PER_S
 """Two seconds of the estimator's own timer: 500 ticks, rounded up to the next multiple of 8."""
-ESTIMATOR_PHASES = [step * 8 / TICKS_PER_S for step in range(1, 64)]
-"""When its first tick after the start may fall."""
+_STEP_S = 0.02
+_COSTS_S = {"ipvsadm": 68.4e-6, "send": 58.3e-6, "sysctl": 57.0e-6, "sleep": 107.3e-6}
+_PACKET_S = -0.8e-6
+"""What a step took beyond what it slept and settled, measured: a sleep wakes 50 µs late, and
+waiting in vain for a packet takes longer than finding one."""
+_NUDGE_S = 1e-6
+SETUP_S = 0.050194
+"""From the making of the director's namespace to the first step: the recorder waits 50 ms."""
+_INITIAL_JIFFIES = 2**32 - 300 * TICKS_PER_S
 
 
-def retimed(scenario: Tree) -> Tree:
+def retimed(scenario: Tree, phase_s: float = 0.0) -> Tree:
     """Return `scenario` with its times to the tick, where they are recorded to 10 ms.
 
-    Every step took the recorder the same time, sleeps apart, so the times lie on a straight line;
-    a scenario whose times do not is returned as it is.
+    Each step took the recorder a known time, sleeps apart; a scenario whose times say otherwise is
+    returned as it is.
+
+    Args:
+        scenario: a recording.
+        phase_s: how much of a tick had passed at its start.
     """
-    slept, line = 0.0, []
+    at, steps = 0.0, []
     for step in scenario["steps"]:
-        slept += step["do"].get("seconds", 0.0) if step["do"]["op"] == "sleep" else 0.0
-        line.append((step["t"] - slept, slept))
-    if len(line) < 2:
-        return scenario
-    slope, start = linear_regression(range(len(line)), [worked for worked, _ in line])
-    if any(abs(start + slope * n - worked) > _ROUNDING_S for n, (worked, _) in enumerate(line)):
-        return scenario
-    steps = [
-        {**step, "t": start + slope * n + slept}
-        for n, (step, (_, slept)) in enumerate(zip(scenario["steps"], line, strict=True))
-    ]
+        do = step["do"]
+        at += _slept_s(step)
+        if abs(at - step["t"]) > _ROUNDING_S:
+            return scenario
+        settled = at + _STEP_S + 50e-6
+        steps.append({**step, "t": _tick(at + phase_s), "settled": _tick(settled + phase_s)})
+        # What is read is read just before the tick ends, so that whole seconds stay whole.
+        steps[-1]["settled"] -= _NUDGE_S
+        if do["op"] == "ipvsadm" and do["argv"][:1] in (["-L"], ["-Ln"], ["-Lnc"], ["-l"]):
+            steps[-1]["t"] -= _NUDGE_S
+        at += _worked_s(step)
     return {**scenario, "steps": steps}
+
+
+def duration_s(scenario: Tree) -> float:
+    """Return the seconds that a recording took, first step to last."""
+    return sum(_slept_s(step) + _worked_s(step) for step in scenario["steps"])
+
+
+def _slept_s(step: Tree) -> float:
+    do = step["do"]
+    return float(do["seconds"]) if do["op"] == "sleep" else 0.0
+
+
+def _worked_s(step: Tree) -> float:
+    out = step.get("expect", {}).get("out", ())
+    packets = 1 if isinstance(out, str) else len(out)
+    return _STEP_S + _COSTS_S.get(step["do"]["op"], 0.0) + packets * _PACKET_S
+
+
+def _tick(seconds: float) -> float:
+    """Return the time of the last tick."""
+    return math.floor(seconds * TICKS_PER_S) / TICKS_PER_S
 
 
 @dataclass(frozen=True)
@@ -60,15 +89,30 @@ class KernelClock:
     Attributes:
         jiffies: its tick count; None = timers exactly on time.
         estimator_s: when statistics were folded first.
+        phase_s: how much of that tick had passed.
     """
 
     jiffies: int | None = None
     estimator_s: float = 2.0
+    phase_s: float = 0.0
+
+    @classmethod
+    def started(cls, uptime_s: float) -> KernelClock:
+        """Return the clock of a recording that began when the kernel had run for `uptime_s`.
+
+        The estimator's timer is as old as the director's network namespace (ip_vs_est.c,
+        ip_vs_estimator_net_init).
+        """
+        ticks = math.floor(uptime_s * TICKS_PER_S)
+        made = _INITIAL_JIFFIES + math.floor((uptime_s - SETUP_S) * TICKS_PER_S)
+        first = ((made + 2 * TICKS_PER_S >> 3) + 1 << 3) - _INITIAL_JIFFIES - ticks
+        phase = uptime_s - ticks / TICKS_PER_S
+        return cls(_INITIAL_JIFFIES + ticks, first / TICKS_PER_S, phase)
 
     def rule(self, director: Director) -> None:
         """Let this clock rule a new director's timers."""
         if self.jiffies is not None:
-            director.wheel = KernelWheel(director, self.jiffies)
+            director.wheel = KernelWheel(self.jiffies)
         director.next_tick, director.tick_s = self.estimator_s, ESTIMATOR_S
 
 
@@ -76,20 +120,19 @@ class KernelWheel(Wheel[Entry]):
     """A wheel that lets go of an entry when the kernel's timer would have fired.
 
     Args:
-        director: whose entries they are.
         jiffies: the tick count at time 0.
     """
 
-    def __init__(self, director: Director, jiffies: int) -> None:
+    def __init__(self, jiffies: int) -> None:
         super().__init__(0.0)
-        self._director = director
         self._jiffies = jiffies
-        self._entries: dict[Entry, None] = {}
-        self.soonest = -inf  # each has to be asked
+        self._entries: dict[Entry, _Timer] = {}
+        self._now = 0.0  # since when nothing but a packet or a command has happened
+        self.soonest = -math.inf  # each has to be asked
 
     def schedule(self, entry: Entry) -> None:
         """Keep `entry`."""
-        self._entries[entry] = None
+        self._entries[entry] = self._armed(entry, self._now)
         entry.slot = self
 
     def forget(self, entry: Entry) -> None:
@@ -98,29 +141,76 @@ class KernelWheel(Wheel[Entry]):
 
     def due(self, now: float) -> Entry | None:
         """Return the entry whose timer fired first, at or before `now`, or None."""
-        fired = [
-            (self._fires(entry), self._interval(entry) - entry.deadline, -index, entry)
-            for index, entry in enumerate(self._entries)
-        ]
-        if not fired or min(fired)[0] > now:
+        fired = []
+        for index, (entry, timer) in enumerate(self._entries.items()):
+            if entry.deadline != timer.deadline:  # a packet has set it since
+                timer = self._entries[entry] = self._armed(entry, self._now)  # noqa: PLW2901
+            if timer.fires <= now + 2 * _NUDGE_S:
+                fired.append((timer.fires, timer.distance, -index, entry))
+        if not fired:
+            self._now = now
             return None
         at, _, _, entry = min(fired)  # of those that fire together, the one armed last
         del self._entries[entry]
         self.fired += 1
-        entry.deadline = at  # a template is re-armed from there
+        entry.deadline = self._now = at  # a template is re-armed from there
         return entry
 
-    def _fires(self, entry: Entry) -> float:
+    def _armed(self, entry: Entry, now: float) -> _Timer:
+        """Return the timer of an entry whose deadline was set at `now`."""
         expires = self._jiffies + round(entry.deadline * TICKS_PER_S)
-        distance = round(self._interval(entry) * TICKS_PER_S)
+        distance = round((entry.deadline - now) * TICKS_PER_S)
         level = 0
         while distance >= 63 << 3 * level:
             level += 1
         shift = 3 * level
-        return (((expires >> shift) + 1 << shift) - self._jiffies) / TICKS_PER_S
+        fires = (((expires >> shift) + 1 << shift) - self._jiffies) / TICKS_PER_S
+        return _Timer(entry.deadline, distance, fires)
 
-    def _interval(self, entry: Entry) -> float:
-        """Return the seconds that the entry's timer was last set to."""
-        if isinstance(entry, Template):
-            return entry.timeout
-        return entry.server.rules.machines[entry.protocol].timeouts[entry.state]
+
+class _Timer(NamedTuple):
+    """A timer of the kernel's: what it was set to, how many ticks ahead, and when it fires."""
+
+    deadline: float
+    distance: int
+    fires: float
+
+
+Seen = TypeVar("Seen")
+_STEPS = (64, 8, 1)
+"""Tick counts to try, coarse to fine: the granularity of timers of a minute is 512 ticks and of
+fifteen 4,096, that of timers of seconds 64."""
+_COUNTS = (64, 8, 8)
+_PHASES_S = [step / 8 / TICKS_PER_S for step in (4, 1, 6, 3, 0, 7, 2, 5)]
+_BEAM = 3
+
+
+def fitted(
+    replay: Callable[[KernelClock], Seen], progress: Callable[[Seen], float]
+) -> tuple[Seen, KernelClock]:
+    """Return what a replay shows with the clock that explains most of a recording, and that clock.
+
+    Args:
+        replay: plays the recording with a clock.
+        progress: how far what was seen agrees; infinite: all of it.
+    """
+    seen: dict[tuple[int, float], tuple[Seen, KernelClock]] = {}
+    found = [(0, _PHASES_S[0])]
+    for _ in range(4):
+        for step, count in zip((*_STEPS, 0), (*_COUNTS, len(_PHASES_S)), strict=True):
+            guesses = [
+                ((ticks + step * k) % 4096, phase if step else _PHASES_S[k])
+                for ticks, phase in found
+                for k in range(count)
+            ]
+            for guess in guesses:
+                if guess not in seen:
+                    ticks, phase = guess
+                    clock = KernelClock.started(1 + ticks / TICKS_PER_S + phase)
+                    seen[guess] = (replay(clock), clock)
+                if progress(seen[guess][0]) == math.inf:
+                    return seen[guess]
+            furthest = max(progress(seen[guess][0]) for guess in guesses)
+            best = [guess for guess in guesses if progress(seen[guess][0]) == furthest]
+            found = best[len(best) // (2 * _BEAM) :: max(len(best) // _BEAM, 1)][:_BEAM]
+    return seen[found[0]]

@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +24,7 @@ from lvskit.testing.comparison import (
     compare_state,
     packet_of,
 )
-from lvskit.testing.kernel_timers import COARSE, ESTIMATOR_PHASES, FINE, KernelClock, retimed
+from lvskit.testing.kernel_timers import KernelClock, fitted, retimed
 from lvskit.testing.live_world import LiveWorld
 from lvskit.testing.wire import Tree
 from lvskit.testing.world import MemoryWorld, Unsupported, World
@@ -47,16 +47,14 @@ class Outcome:
     Attributes:
         kind: passed, failed or skipped; `detail` says why.
         step: the first that differed.
-        timers_fired: an entry's time had come before it.
-        estimates: it shows statistics.
+        timing: that may be a matter of when the kernel's timers ran.
     """
 
     name: str
     kind: str
     detail: str = ""
     step: int = 0
-    timers_fired: bool = False
-    estimates: bool = False
+    timing: bool = False
 
     @property
     def progress(self) -> float:
@@ -64,55 +62,37 @@ class Outcome:
         return self.step if self.kind == "failed" else float("inf")
 
 
-def run_scenario(scenario: Tree, plugins: Plugins, datapath: str = "memory") -> Outcome:
+def run_scenario(
+    scenario: Tree,
+    plugins: Plugins,
+    datapath: str = "memory",
+    memory: type[MemoryWorld] = MemoryWorld,
+) -> Outcome:
     """Replay one scenario; the outcome names the first step that differs, and how.
+
+    A subclass of the memory datapath's world may be given to see more, or to show less, of it.
 
     Timers are on time. A recording that shows the kernel's late timers at work is replayed with
     timers as late as those (`kernel_timers`): one tick count at the start must explain the whole
-    of it. It is looked for on the memory datapath, where that takes a moment.
+    of it, unless it says itself how long the kernel had run (`uptime_s`). The count is looked for
+    on the memory datapath, where that takes a moment.
     """
-    make = DATAPATHS[datapath]
+    make: MakesWorlds = memory if datapath == "memory" else DATAPATHS[datapath]
+
+    def timed(clock: KernelClock, make: MakesWorlds) -> Outcome:
+        steps = retimed(scenario, clock.phase_s)
+        return _replay(steps, partial(make, steps, plugins, clock))
+
+    if "uptime_s" in scenario:
+        return timed(KernelClock.started(scenario["uptime_s"]), make)
     outcome = _replay(scenario, partial(make, scenario, plugins, None))
     if outcome.kind == "failed" and _arrives_in_tunnel(scenario["steps"][outcome.step - 1]):
         scenario = _unpacking(scenario, outcome.step)
         outcome = _replay(scenario, partial(make, scenario, plugins, None))
-    if outcome.kind != "failed":
+    if not outcome.timing:
         return outcome
-    timed = retimed(scenario)
-    explained, clock = _explain(timed, plugins)
-    if datapath == "memory":
-        return explained
-    return _replay(timed, partial(make, timed, plugins, clock))
-
-
-def _explain(timed: Tree, plugins: Plugins) -> tuple[Outcome, KernelClock]:
-    """Return the clock that explains most of a scenario, and how far that gets."""
-
-    def best(clocks: Iterable[KernelClock]) -> list[tuple[Outcome, KernelClock]]:
-        """Return the outcomes that went furthest, with their clocks."""
-        tried = []
-        for clock in clocks:
-            tried.append((_replay(timed, partial(MemoryWorld, timed, plugins, clock)), clock))
-            if tried[-1][0].kind != "failed":
-                break
-        furthest = max(found.progress for found, _ in tried)
-        return [(found, clock) for found, clock in tried if found.progress == furthest]
-
-    found = best([KernelClock()])
-    if found[0][0].estimates:
-        found = best(KernelClock(estimator_s=phase) for phase in ESTIMATOR_PHASES)
-    outcome = found[0][0]
-    if outcome.kind == "failed" and outcome.timers_fired:
-        clock = found[len(found) // 2][1]
-        equal = best(replace(clock, jiffies=fine) for fine in FINE)
-        found = equal
-        for _, near in (equal[0], equal[len(equal) // 2], equal[-1]):
-            if found[0][0].kind != "failed":
-                break
-            fine = near.jiffies or 0
-            later = best(replace(clock, jiffies=fine + coarse) for coarse in COARSE)
-            found = max(found, later, key=lambda each: each[0][0].progress)
-    return found[0]
+    explained, clock = fitted(lambda clock: timed(clock, memory), lambda seen: seen.progress)
+    return explained if datapath == "memory" else timed(clock, make)
 
 
 def _arrives_in_tunnel(step: Tree) -> bool:
@@ -142,9 +122,9 @@ def _replay(scenario: Tree, make: Callable[[], World]) -> Outcome:
             difference = _run_step(world, scenario, step)
             if difference:
                 what = f"step {step['n']} ({_title(step['do'])}): {difference}"
-                estimates = bool({"--stats", "--rate"} & set(step["do"].get("argv", ())))
-                fired = world.timers_fired()
-                return Outcome(name, "failed", what, step["n"], fired, estimates)
+                timing = world.timers_fired() or "expires of" in difference
+                timing |= bool({"--stats", "--rate"} & set(step["do"].get("argv", ())))
+                return Outcome(name, "failed", what, step["n"], timing)
     except Unsupported as missing:
         return Outcome(name, "skipped", f"step {step['n']}: {missing}")
     finally:
@@ -180,7 +160,7 @@ def _run_step(world: World, scenario: Tree, step: Tree) -> str:
         seen["settings"] = world.settings()
     else:
         raise Unsupported(f"operation {do['op']}")
-    world.set_time(step["t"] + scenario.get("settle_s", 0.0))
+    world.set_time(step.get("settled", step["t"] + scenario.get("settle_s", 0.0)))
     return (
         compare_output(expect, seen, varies)
         or compare_settings(expect, seen.get("settings", {}), do)
