@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from lvskit.core.connection import Connection, Template
 from lvskit.core.director import Director
+from lvskit.core.services import TRASH_S, ServiceTable
 from lvskit.core.timers import Wheel
 from lvskit.testing.wire import Tree
 
@@ -113,6 +114,7 @@ class KernelClock:
         """Let this clock rule a new director's timers."""
         if self.jiffies is not None:
             director.wheel = KernelWheel(self.jiffies)
+            director.services = _LateTable(self.jiffies)
         director.next_tick, director.tick_s = self.estimator_s, ESTIMATOR_S
 
 
@@ -158,14 +160,37 @@ class KernelWheel(Wheel[Entry]):
 
     def _armed(self, entry: Entry, now: float) -> _Timer:
         """Return the timer of an entry whose deadline was set at `now`."""
-        expires = self._jiffies + round(entry.deadline * TICKS_PER_S)
         distance = round((entry.deadline - now) * TICKS_PER_S)
-        level = 0
-        while distance >= 63 << 3 * level:
-            level += 1
-        shift = 3 * level
-        fires = (((expires >> shift) + 1 << shift) - self._jiffies) / TICKS_PER_S
-        return _Timer(entry.deadline, distance, fires)
+        return _Timer(entry.deadline, distance, _fires(entry.deadline, distance, self._jiffies))
+
+
+class _LateTable(ServiceTable):
+    """Services whose trash is looked through when the kernel's timer would have fired."""
+
+    def __init__(self, jiffies: int) -> None:
+        self._jiffies = jiffies
+        self._sweep = math.inf
+        super().__init__()
+
+    @property
+    def next_sweep(self) -> float:
+        """When the trash is looked through next."""
+        return self._sweep
+
+    @next_sweep.setter
+    def next_sweep(self, at: float) -> None:
+        half = round(TRASH_S / 2 * TICKS_PER_S)
+        self._sweep = _fires(at, half, self._jiffies) - _NUDGE_S if at < math.inf else at
+
+
+def _fires(deadline: float, distance: int, jiffies: int) -> float:
+    """Return when a timer for `deadline`, set `distance` ticks ahead, fires."""
+    expires = jiffies + round(deadline * TICKS_PER_S)
+    level = 0
+    while distance >= 63 << 3 * level:
+        level += 1
+    shift = 3 * level
+    return (((expires >> shift) + 1 << shift) - jiffies) / TICKS_PER_S
 
 
 class _Timer(NamedTuple):

@@ -103,8 +103,8 @@ class Administration:
         dice, profile = self._dice, self._profile
         version = 6 if profile.ipv6 and dice.chance(0.35) else 4
         if dice.chance(0.3 if self.marks else 0.05):
-            mark = dice.pick([5, 7])
-            return Service(version, "", "", 0, mark)
+            # Two services of one mark have one name in recordings; IPv6 packets have no marks.
+            return Service(version, "", "", 0, dice.pick((5, 7)) if version == 4 else 6)
         weights = {"tcp": 6, "udp": 3, "sctp": 2 if profile.sctp else 0}
         port = dice.pick(PORTS)
         if dice.chance(0.05):

@@ -106,7 +106,9 @@ def without_chance(packet: bytes) -> bytes:
         changed[4:6] = b"\0\0"
         if not checksum(packet[:size]):
             changed[10:12] = b"\0\0"
-    if gue and first:
+    if gue and first and packet[6] & 0x20:  # the rest, which the checksum covers, is not here
+        changed[size : size + 2] = changed[size + 6 : size + 8] = b"\0\0"
+    elif gue and first:
         pseudo = packet[12:20] + bytes((0, 17)) + (len(packet) - size).to_bytes(2, "big")
         changed[size:] = _no_source_port(packet[size:], pseudo)
     return bytes(changed)

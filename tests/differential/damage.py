@@ -13,7 +13,6 @@ _OPTIONS = {
     "router alert": "94040000",
     "stream id": "88040001",
     "unknown": "9e040000",
-    "too long": "94080000",
     "loose source route": "8307040a01010100",
 }
 _DESTINATION, _HOP_BY_HOP, _FRAGMENT = 60, 0, 44

@@ -21,7 +21,7 @@ from traffic import Traffic
 Scenario = dict[str, Any]
 STEPS = 60
 _SECONDS = {
-    0.05: 3, 0.3: 2, 1: 3, 2: 3, 3.5: 3, 5: 3, 9: 2, 11: 2, 30: 2, 61: 2, 125: 1, 301: 1, 901: 0.5,
+    0.05: 3, 0.3: 2, 1: 3, 2: 3, 3.5: 3, 5: 3, 9: 2, 11: 2, 34: 2, 64: 2, 125: 1, 301: 1, 901: 0.5,
 }  # fmt: skip
 _SETTINGS = {
     "expire_nodest_conn": (0, 1),
@@ -35,7 +35,6 @@ _SETTINGS = {
     "drop_packet": (0, 1, 3),
     "drop_entry": (0, 1),
     "cache_bypass": (0, 1),
-    "nat_icmp_send": (0, 1),
     "ignore_tunneled": (0, 1),
     "snat_reroute": (0, 1),
 }

@@ -90,7 +90,8 @@ class Traffic:
         protocol, virtual, vport = service.protocol, service.virtual, service.port
         if not protocol:
             protocol = dice.pick(("tcp", "tcp", "udp"))
-            virtual = "192.168.1.176" if service.mark == 5 else dice.pick(MARKED)
+            marked = any(mark["mark"] == 7 for mark in self._admin.marks) and service.mark == 7
+            virtual = dice.pick(MARKED) if marked else "192.168.1.176"
             if service.version == 6:
                 virtual = "2001:db8::176"
         vport = vport or dice.pick((80, 443, 8080, 22, 53, 20))
@@ -172,7 +173,7 @@ class Traffic:
         dice, talk = self._dice, self._talk_for()
         server, port = self._server_of(talk)
         ends = (server, port or talk.vport, talk.client, talk.cport)
-        if (":" in server) != (":" in talk.client):
+        if (":" in server) != (":" in talk.client) or server in LOCAL[talk.version]:
             return self._talk()
         payload = bytes(dice.pick((0, 0, 10, 100)))
         if talk.protocol == "tcp":

@@ -86,10 +86,24 @@ def reset(packet: bytes, parsed: Parsed) -> bytes | None:
     at = parsed.offset
     seq, ack = packet[at + 4 : at + 8], packet[at + 8 : at + 12]
     if parsed.flags & ACK:
-        return segment(parsed, RST, int.from_bytes(ack, "big"), 0, window=0)
+        return _classed(segment(parsed, RST, int.from_bytes(ack, "big"), 0, window=0), packet)
     size = parsed.length - at - (packet[at + 12] >> 4) * 4
     counted = size + bool(parsed.flags & SYN) + bool(parsed.flags & FIN)
-    return segment(parsed, RST | ACK, 0, int.from_bytes(seq, "big") + counted, window=0)
+    answer = segment(parsed, RST | ACK, 0, int.from_bytes(seq, "big") + counted, window=0)
+    return _classed(answer, packet)
+
+
+def _classed(answer: bytes, packet: bytes) -> bytes:
+    """Return a reset with the traffic class of the packet that it answers.
+
+    Linux tcp_ipv4.c, tcp_v4_send_reset: the TOS as it came; tcp_ipv6.c,
+    tcp_v6_send_response: without the ECN bits.
+    """
+    if packet[0] >> 4 == 6:
+        high, low = packet[0], packet[1] & 0xC0  # the low two of the eight bits are ECN's
+        return bytes((high, low | answer[1] & 0x0F)) + answer[2:]
+    head = answer[:1] + packet[1:2] + answer[2:10] + b"\0\0" + answer[12:20]
+    return head[:10] + checksum(head).to_bytes(2, "big") + head[12:] + answer[20:]
 
 
 def segment(
