@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import damage
-from administration import SERVERS, Administration, Do, Service
+from administration import LOCAL, SERVERS, Administration, Do, Service
 from dice import Dice
 from profiles import Profile
 
