@@ -94,15 +94,13 @@ def reset(packet: bytes, parsed: Parsed) -> bytes | None:
 
 
 def _classed(answer: bytes, packet: bytes) -> bytes:
-    """Return a reset with the traffic class of the packet that it answers.
+    """Return a reset with the traffic class of the packet that it answers, but for ECN's bits.
 
-    Linux tcp_ipv4.c, tcp_v4_send_reset: the TOS as it came; tcp_ipv6.c,
-    tcp_v6_send_response: without the ECN bits.
+    Linux tcp_ipv4.c, tcp_v4_send_reset; tcp_ipv6.c, tcp_v6_send_response.
     """
-    if packet[0] >> 4 == 6:
-        high, low = packet[0], packet[1] & 0xC0  # the low two of the eight bits are ECN's
-        return bytes((high, low | answer[1] & 0x0F)) + answer[2:]
-    head = answer[:1] + packet[1:2] + answer[2:10] + b"\0\0" + answer[12:20]
+    if packet[0] >> 4 == 6:  # the class is the low half of one byte and the high one of the next
+        return packet[:1] + bytes((packet[1] & 0xC0 | answer[1] & 0x0F,)) + answer[2:]
+    head = answer[:1] + bytes((packet[1] & 0xFC,)) + answer[2:10] + b"\0\0" + answer[12:20]
     return head[:10] + checksum(head).to_bytes(2, "big") + head[12:] + answer[20:]
 
 
