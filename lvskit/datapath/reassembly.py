@@ -25,6 +25,20 @@ _EXTENSIONS: Final = frozenset({0, 43, 60})  # what may stand before the fragmen
 _DF: Final = 0x40
 
 
+def bare(packet: bytes) -> bytes:
+    """Return an IPv6 datagram without the fragment header of one that is whole (RFC 6946)."""
+    named, at = 6, 40  # where the next header is named, and where it is
+    while packet[named] in _EXTENSIONS and at + 8 <= len(packet):
+        named, at = at, at + (packet[at + 1] + 1) * 8
+    if packet[named] != _FRAGMENT_HEADER or at + 8 > len(packet):
+        return packet
+    if packet[at + 2] or packet[at + 3] & 0xF9:
+        return packet  # there is more of it
+    head = packet[:named] + packet[at : at + 1] + packet[named + 1 : at]
+    size = int.from_bytes(packet[4:6], "big") - 8
+    return head[:4] + size.to_bytes(2, "big") + head[6:] + packet[at + 8 :]
+
+
 @dataclass(slots=True)
 class Whole:
     """A datagram put together.

@@ -14,7 +14,7 @@ from lvskit.core.icmp import Refusal, answer_v4, read_error, refuse
 from lvskit.core.packet import Parsed, parse
 from lvskit.datapath.fragments import fragment
 from lvskit.datapath.memory import stack
-from lvskit.datapath.reassembly import Reassembler
+from lvskit.datapath.reassembly import Reassembler, bare
 from lvskit.types import ICMP, ICMPV6, TCP, UDP, Route
 
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -139,6 +139,8 @@ class Host:
         if parsed is None:
             return
         packet = packet[: parsed.length]
+        if packet[0] >> 4 == 6:
+            packet = bare(packet)
         if not stack.plausible_source(parsed.src) or self.owns(parsed.src):
             return
         if stack.source_routed(packet):
