@@ -19,6 +19,8 @@ SERVERS = {
     4: [f"192.168.1.{n}" for n in range(11, 16)],
     6: [f"2001:db8::{n}" for n in range(11, 15)],
 }
+DIRECT = ("192.168.1.15", "[2001:db8::14]")
+"""Those that never have another method than -g: the kernel loses packets after such a change."""
 FAR = {4: "10.99.0.5", 6: "2001:db8:99::5"}
 LOCAL = {4: ("192.168.1.175", "127.0.0.1", "192.168.1.176"), 6: ("2001:db8::175",)}
 SERVICE_OPTIONS = {"tcp": "-t", "udp": "-u", "sctp": "--sctp-service"}
@@ -91,10 +93,8 @@ class Administration:
     def add_service(self) -> Do:
         """Add a service, now and then one that is there, or was."""
         dice = self._dice
-        if self.gone and dice.chance(0.5):
-            service = self.gone.pop(0)
-        else:
-            service = self._new_service()
+        back = self.gone and dice.chance(0.5)
+        service = self.gone.pop(0) if back else self._new_service()
         if all(other.name != service.name for other in self.services):
             self.services.append(service)
         return _command("-A", *service.name, *self._service_options(service))
@@ -148,7 +148,7 @@ class Administration:
         """Add a server, now and then one that is there."""
         service = self._dice.pick(self.services)
         server = self._address(service)
-        words = [*self._method(service), *self._limits()]
+        words = [*self._method(server), *self._limits()]
         service.servers[server] = words
         return _command("-a", *service.name, "-r", server, *words)
 
@@ -156,9 +156,7 @@ class Administration:
         """Change a server, now and then one that is not there."""
         service = self._dice.pick(self.services)
         server = self._known(service)
-        method = service.servers.get(server, [])[:1] or self._method(service)
-        if self._dice.chance(0.2):
-            method = self._method(service)
+        method = self._method(server)
         return _command("-e", *service.name, "-r", server, *method, *self._limits())
 
     def delete_server(self) -> Do:
@@ -189,17 +187,19 @@ class Administration:
             address += f":{dice.pick((80, 8080))}"
         return address
 
-    def _method(self, service: Service) -> list[str]:
+    def _method(self, server: str) -> list[str]:
         dice = self._dice
         if not self._profile.methods:
             return ["-i"]
-        kind = dice.weighted({"ipip": 3, "gue": 2, "gre": 2, "direct": 3, "masq": 4})
+        if any(server.startswith(direct) for direct in DIRECT):
+            return ["-g"]
+        kind = dice.weighted({"ipip": 3, "gue": 2, "gre": 2, "masq": 4})
         if kind == "gue":
             sums = dice.pick(([], ["--tun-nocsum"], ["--tun-csum"], ["--tun-remcsum"]))
             return ["-i", "--tun-type", "gue", "--tun-port", "6080", *sums]
         if kind == "gre":
             return ["-i", "--tun-type", "gre", *dice.pick(([], ["--tun-nocsum"], ["--tun-csum"]))]
-        return {"ipip": ["-i"], "direct": ["-g"], "masq": ["-m"]}[kind]
+        return ["-i"] if kind == "ipip" else ["-m"]
 
     def _limits(self) -> list[str]:
         dice = self._dice

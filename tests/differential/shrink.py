@@ -1,4 +1,4 @@
-"""Make a scenario small: take steps away while the kernel and lvskit still differ in the same way."""
+"""Make a scenario small: take steps away while kernel and lvskit still differ in the same way."""
 
 from __future__ import annotations
 

@@ -281,7 +281,9 @@ class Traffic:
             if dice.chance(0.6)
             else dice.shuffled(range(len(parts)))[:8]
         )
-        if dice.chance(0.15):
+        if len(order) < len(parts) or dice.chance(0.15):  # the rest never comes
+            if talk.version == 6:
+                return self._talk()  # who gives it up then, and whether it says so, is chance
             order.pop()
         if order and dice.chance(0.1):
             order.append(dice.pick(order))

@@ -68,13 +68,14 @@ class DirectorHost(Host):
         """Ask the Director what to do with a packet that is addressed to this host."""
         verdict = self.director.receive(packet, self.network.now, self._mark(packet))
         if isinstance(verdict, Transmit):
+            if packet[0] >> 4 == 6 and verdict.packet[0] >> 4 == 4:
+                largest = 0  # in a tunnel only IPv4 in IPv4 is cut as it came
             self.transmit(verdict.packet, verdict.via, largest)
         elif isinstance(verdict, Reply):
             self.transmit(verdict.packet)
         elif isinstance(verdict, Deliver | NotOurs):
             self.answer(getattr(verdict, "packet", b"") or packet)
-        ours = isinstance(verdict, NotOurs) or getattr(verdict, "reason", 0) is _TUNNEL_ERROR
-        if ours and self.learn(packet):
+        if getattr(verdict, "reason", 0) is _TUNNEL_ERROR and self.learn(packet):
             self.director.routes_changed()
 
     def forward(self, packet: bytes) -> None:
