@@ -70,7 +70,7 @@ class Director(Related):
             or (len(packet) < 40 and (found.protocol == TCP or len(packet) < 28))
             or now >= found.deadline
             or not found.server.available
-            or not self.services.by_key
+            or 4 not in self.services.versions
         ):
             return self._receive_any(packet, now, mark)
         rules = found.server.rules
@@ -92,7 +92,7 @@ class Director(Related):
         parsed = parse(packet)
         if parsed is None:
             return MALFORMED
-        if not self.services.by_key:
+        if parsed.version not in self.services.versions:
             return NOT_OURS
         packet = packet[: parsed.length]
         if parsed.protocol in (ICMP, ICMPV6):
@@ -135,7 +135,7 @@ class Director(Related):
             now: the time.
         """
         parsed = parse(packet)
-        if parsed is None or parsed.fragment or not self.services.by_key:
+        if parsed is None or parsed.fragment or parsed.version not in self.services.versions:
             return NOT_OURS
         verdict = self._answer(parsed, packet[: parsed.length], now)
         return NOT_OURS if verdict is None else verdict

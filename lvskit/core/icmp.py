@@ -1,7 +1,7 @@
 """Build the ICMP and ICMPv6 errors that a director sends; read those that it is sent.
 
 Sources: RFC 792, RFC 1191, RFC 4443. As the kernel does it: the source is the address that the
-client spoke to (the VIP), an IPv4 error is 576 bytes at most with TOS 0xc0, an IPv6 one 1,280.
+client spoke to (the VIP), an IPv4 error is 576 bytes at most, an IPv6 one 1,280.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def answer_v4(packet: bytes, kind: tuple[int, int], rest: int) -> bytes:
     # The identification is the refused packet's: it need only differ from datagrams to the same
     # client that are still under way, and this one is too small to be split.
     head = (
-        bytes((0x45, _INTERNETWORK_CONTROL))
+        bytes((0x45, _INTERNETWORK_CONTROL | packet[1] & 0x1E))
         + (20 + len(message)).to_bytes(2, "big")
         + packet[4:6]
         + bytes((0, 0, 64, 1, 0, 0))

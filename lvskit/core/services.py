@@ -26,13 +26,14 @@ class ServiceTable:
     """All virtual services, and the trash: deleted servers that connections still refer to.
 
     Attributes:
-        by_key: the services.
+        by_key: the services; versions: of IP that some service has packets of.
         trash: the deleted servers; next_sweep: when it is looked through.
         retired: what passed through services that are gone.
     """
 
     def __init__(self) -> None:
         self.by_key: dict[ServiceKey, VirtualService] = {}
+        self.versions: set[int] = set()
         self.trash: list[RealServer] = []
         self.next_sweep = inf
         self.retired = Counters()
@@ -45,10 +46,9 @@ class ServiceTable:
 
     def get(self, key: ServiceKey) -> VirtualService:
         """Return the service; `ServiceNotFound` where there is none."""
-        try:
-            return self.by_key[key]
-        except KeyError:
-            raise ServiceNotFound(f"no virtual service {key}") from None
+        if key not in self.by_key:
+            raise ServiceNotFound(f"no virtual service {key}")
+        return self.by_key[key]
 
     def match(self, packet: Parsed, mark: int) -> VirtualService | None:
         """Return the service that claims a packet: by mark, by port, by the whole address."""
@@ -68,6 +68,7 @@ class ServiceTable:
         """Enter a service; `ServiceExists` where its key is taken."""
         self.refuse_duplicate(service.key)
         self.by_key[service.key] = service
+        self.versions.add(service.key.version)
 
     def refuse_duplicate(self, key: ServiceKey) -> None:
         """Raise `ServiceExists` where `key` is taken."""
@@ -77,6 +78,7 @@ class ServiceTable:
     def remove(self, service: VirtualService) -> None:
         """Take a service out, whose servers have been detached."""
         del self.by_key[service.key]
+        self.versions = {key.version for key in self.by_key}
         self.retired += service.counters
 
     @property
@@ -94,10 +96,8 @@ class ServiceTable:
 
     def discarded(self, key: ServiceKey, address: bytes, port: int) -> RealServer | None:
         """Return a remembered server of the same service, address and port, counters and all."""
-        for server in self.trash:
-            if server.service.key == key and (server.address, server.port) == (address, port):
-                return server
-        return None
+        same = key, address, port
+        return next((s for s in self.trash if (s.service.key, s.address, s.port) == same), None)
 
     def reclaim(self, server: RealServer) -> None:
         """Take `server` out of the trash, if it is there."""

@@ -327,6 +327,11 @@ class Model:
             else:
                 self.entries.remove(entry)
 
+    def _claims(self, packet: Packet) -> bool:
+        """Whether there is any service of the packet's IP version."""
+        version = 4 if len(packet.dst) == 4 else 6
+        return any(service.version == version for service in self.services)
+
     def _sweep(self) -> None:
         assert self.next_sweep is not None
         for server in list(self.trash):
@@ -346,7 +351,7 @@ class Model:
         """Return the verdict; `choice` tells what the scheduler chose, where one was asked."""
         if packet.malformed:
             return "drop", "MALFORMED"
-        if not self.services:
+        if not self._claims(packet):
             return NOT_OURS
         if packet.protocol in (ICMP, ICMPV6):
             return self._icmp(packet, choice)
@@ -399,7 +404,7 @@ class Model:
 
     def replied(self, packet: Packet) -> tuple[Any, ...]:
         """Return what becomes of a packet that the director's own sockets send, or a server."""
-        if packet.malformed or packet.fragment or not self.services:
+        if packet.malformed or packet.fragment or not self._claims(packet):
             return NOT_OURS
         if packet.protocol in (ICMP, ICMPV6):
             return self._error_about_request(packet) or NOT_OURS

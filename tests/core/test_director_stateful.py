@@ -385,7 +385,9 @@ class Both:
             assert len(inner) == packet.length
 
         def choice(service: Service) -> Server | None:
-            chosen = [s for s in service.servers if s.how == got]
+            # Where an error opens a connection, what would answer it is dropped.
+            signs = (got, ("reply", got[1])) if got[0] == "drop" else (got,)
+            chosen = [s for s in service.servers if s.how in signs]
             if got == ("drop", "TABLE_FULL"):
                 return self.model.usable(service)[0]  # whichever it was, it was for nothing
             return chosen[0] if chosen else None

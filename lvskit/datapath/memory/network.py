@@ -179,7 +179,8 @@ class Host:
         elif parsed.protocol in (ICMP, ICMPV6):
             reply = stack.echo_reply(packet, parsed)
         elif parsed.protocol not in _HANDLED:
-            reply = refuse(packet, Refusal.PROTOCOL_UNREACHABLE).packet
+            at = 6 if parsed.version == 6 else 0  # where an IPv6 header names the protocol
+            reply = refuse(packet, Refusal.PROTOCOL_UNREACHABLE, mtu=at).packet
         if reply is not None:
             self.send(reply)
 
