@@ -8,6 +8,7 @@ from __future__ import annotations
 from lvskit.core.packet import checksum
 
 _MORE = 0x20
+_FRAGMENT_HEADER = 44
 _DF = 0x40
 _COPIED = 0x80  # the bit of an option's type: it belongs to every fragment
 _END, _NOTHING = 0, 1
@@ -52,3 +53,25 @@ def _blank_options(header: bytearray) -> None:
             end = min(at + size, len(header))
             header[at:end] = bytes((_NOTHING,)) * (end - at)
         at += size
+
+
+def fragment_v6(packet: bytes, mtu: int, identification: int) -> list[bytes]:
+    """Return an IPv6 datagram without extension headers as fragments (RFC 8200 section 4.5).
+
+    >>> whole = bytes((0x60, 0, 0, 0, 0, 64, 4, 64)) + bytes(32 + 64)
+    >>> [len(part) for part in fragment_v6(whole, 80, 1)]
+    [80, 80]
+    """
+    payload = packet[40:]
+    step = (mtu - 48) // 8 * 8
+    parts = []
+    for start in range(0, len(payload), step):
+        piece = payload[start : start + step]
+        offset = start | (start + step < len(payload))  # in units of 8 bytes, above three bits
+        header = bytes((packet[6], 0)) + offset.to_bytes(2, "big")
+        header += identification.to_bytes(4, "big")
+        length = (8 + len(piece)).to_bytes(2, "big")
+        parts.append(
+            packet[:4] + length + bytes((_FRAGMENT_HEADER,)) + packet[7:40] + header + piece
+        )
+    return parts

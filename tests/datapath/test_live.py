@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from lvskit.datapath.fragments import fragment_v6
 from lvskit.datapath.live import LiveOptions
 from lvskit.datapath.live.fragments import KEPT_S, FragmentSizes
 from lvskit.datapath.live.netlink import (
@@ -23,7 +24,7 @@ from lvskit.datapath.live.netlink import (
 )
 from lvskit.datapath.live.nfqueue import ACCEPT, PacketQueue, Queued, whole
 from lvskit.datapath.live.nftables import FORWARD, INPUT
-from lvskit.datapath.live.sender import Sender, fragment_v6
+from lvskit.datapath.live.sender import Sender
 from lvskit.datapath.live.sets import Claims, Endpoint, contents
 from lvskit.settings import ServiceKey
 

@@ -14,14 +14,13 @@ import os
 import socket
 from typing import Final
 
-from lvskit.datapath.fragments import fragment
+from lvskit.datapath.fragments import fragment, fragment_v6
 from lvskit.errors import DatapathError
 
 _BUFFER: Final = 1 << 23
 _IPPROTO_RAW: Final = 255
 _SNDBUFFORCE: Final = 32
 _KNOWN: Final = 4096
-_FRAGMENT_HEADER: Final = 44
 _DF: Final = 0x40
 
 _Address = tuple[str, int]
@@ -114,28 +113,6 @@ class Sender:
         """Close the sockets."""
         for each in self._sockets:
             each.close()
-
-
-def fragment_v6(packet: bytes, mtu: int, identification: int) -> list[bytes]:
-    """Return an IPv6 datagram without extension headers as fragments (RFC 8200 section 4.5).
-
-    >>> whole = bytes((0x60, 0, 0, 0, 0, 64, 4, 64)) + bytes(32 + 64)
-    >>> [len(part) for part in fragment_v6(whole, 80, 1)]
-    [80, 80]
-    """
-    payload = packet[40:]
-    step = (mtu - 48) // 8 * 8
-    parts = []
-    for start in range(0, len(payload), step):
-        piece = payload[start : start + step]
-        offset = start | (start + step < len(payload))  # in units of 8 bytes, above three bits
-        header = bytes((packet[6], 0)) + offset.to_bytes(2, "big")
-        header += identification.to_bytes(4, "big")
-        length = (8 + len(piece)).to_bytes(2, "big")
-        parts.append(
-            packet[:4] + length + bytes((_FRAGMENT_HEADER,)) + packet[7:40] + header + piece
-        )
-    return parts
 
 
 def _raw_socket(family: int) -> socket.socket:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from lvskit.core.icmp import Refusal, answer_v4, read_error, refuse
 from lvskit.core.packet import Parsed, parse
-from lvskit.datapath.fragments import fragment
+from lvskit.datapath.fragments import fragment, fragment_v6
 from lvskit.datapath.memory import stack
 from lvskit.datapath.reassembly import Reassembler, bare
 from lvskit.types import ICMP, ICMPV6, TCP, UDP, Route
@@ -102,6 +102,7 @@ class Host:
         self.paths: dict[bytes, int] = {}
         self.unpacks = False
         self.reassembler = Reassembler()
+        self._identification = 0
         self.addresses = [i.ip.packed for i in interfaces]
         network.attach(self, self.addresses)
 
@@ -243,5 +244,10 @@ class Host:
         mtu = min(self.paths.get(target, self.mtu), largest or self.mtu)
         if len(packet) > mtu and not largest and (version == 6 or packet[6] & _DF):
             return
-        for part in fragment(packet, mtu):
+        if version == 6 and len(packet) > mtu:
+            self._identification += 1
+            parts = fragment_v6(packet, mtu, self._identification)
+        else:
+            parts = fragment(packet, mtu)
+        for part in parts:
             self.network.send(part, next_hop)

@@ -7,8 +7,7 @@ from typing import NamedTuple
 from fuzzkit.source import Source
 from scapy.layers.sctp import crc32c
 
-from lvskit.datapath.fragments import fragment
-from lvskit.datapath.live.sender import fragment_v6
+from lvskit.datapath.fragments import fragment, fragment_v6
 from lvskit.testing import packets
 from lvskit.types import ICMP, ICMPV6, SCTP, TCP, UDP
 

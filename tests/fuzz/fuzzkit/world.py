@@ -31,8 +31,7 @@ from lvskit import (
     load_plugins,
 )
 from lvskit.core.packet import parse
-from lvskit.datapath.fragments import fragment
-from lvskit.datapath.live.sender import fragment_v6
+from lvskit.datapath.fragments import fragment, fragment_v6
 from lvskit.settings import NAMES
 from lvskit.testing.packets import address
 from lvskit.types import SCTP, TCP, UDP

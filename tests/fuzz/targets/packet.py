@@ -6,8 +6,7 @@ from fuzzkit import wire
 
 from lvskit.core.icmp import Refusal, read_error, refuse
 from lvskit.core.packet import Parsed, checksum, parse, parse_quoted
-from lvskit.datapath.fragments import fragment
-from lvskit.datapath.live.sender import fragment_v6
+from lvskit.datapath.fragments import fragment, fragment_v6
 from lvskit.hostsetup.decapsulator import inner_packet
 from lvskit.types import ICMP, ICMPV6
 
