@@ -18,7 +18,17 @@ from director_world import (
     sctp,
 )
 
-from lvskit import SCTP, TCP, UDP, SchedulerBase, ServerSettings, ServiceKey, ServiceSettings
+from lvskit import (
+    SCTP,
+    TCP,
+    UDP,
+    Refusal,
+    SchedulerBase,
+    ServerSettings,
+    ServiceKey,
+    ServiceSettings,
+    refuse,
+)
 from lvskit.testing import packets
 
 DNS = ServiceKey.of(UDP, address(VIP), 53)
@@ -214,6 +224,30 @@ def test_a_scheduler_sees_the_load_of_this_moment() -> None:
     scheduler.schedule = schedule  # type: ignore[method-assign]
     world.tcp("S", cport=2, now=60.0)
     assert asked == [(11, 0, 0, False)]
+
+
+def test_a_connection_that_gives_way_still_counts_for_the_choice() -> None:
+    """And ends before there is a new one: its server may be overloaded by it alone."""
+    world, scheduler = curious(ONE)
+    world.tcps("SF")
+    asked: list[Any] = []
+
+    def schedule(flow: Any) -> Any:
+        asked.append([(s.activeconns, s.inactconns) for s in scheduler.servers])
+        return Curious.schedule(scheduler, flow)
+
+    scheduler.schedule = schedule  # type: ignore[method-assign]
+    scheduler.told()
+    world.tcp("S", now=1.0)
+    assert asked == [[(0, 1)]]
+    assert scheduler.told() == [(11, 0, 0, False), (11, 0, 1, False), (11, 1, 0, False)]
+    world.director.edit_server(WEB, ONE, None, ServerSettings(upper=1))
+    world.tcp("S", cport=2, now=2.0)
+    world.tcps("F", cport=2, now=3.0)
+    assert scheduler.servers[0].overloaded
+    verdict = world.tcp("S", cport=2, now=4.0)
+    assert verdict == refuse(packets.tcp(CLIENT, 2, VIP, 80), Refusal.PORT_UNREACHABLE)
+    assert [c.flow.cport for c in world.connections] == [1024]
 
 
 # --- tick ---
