@@ -31,16 +31,19 @@ LENGTHS = st.integers(0, 3000) | st.sampled_from([519, 520, 521, 1183, 1184, 118
     LENGTHS,
     st.binary(max_size=10),
     st.sampled_from([0, 68, 1280, 1480, 65535]),
+    st.integers(0, 255),
 )
-def test_ipv4_errors(refusal: Refusal, length: int, options: bytes, mtu: int) -> None:
+def test_ipv4_errors(refusal: Refusal, length: int, options: bytes, mtu: int, tos: int) -> None:
+    """The TOS is that of internetwork control, and what RFC 1349 calls the type of service."""
     options += bytes(-len(options) % 4)
-    refused = packets.ip("10.0.0.9", "192.168.1.176", UDP, bytes(length), tos=0x28, options=options)
+    refused = packets.ip("10.0.0.9", "192.168.1.176", UDP, bytes(length), tos=tos, options=options)
     reply = refuse(refused, refusal, mtu=mtu)
     found = inet.IP(reply.packet)
     kind, code = WANTED[refusal][0]
     assert reply.reason is WANTED[refusal][2]
     assert (found.src, found.dst) == ("192.168.1.176", "10.0.0.9")
-    assert (found.version, found.ihl, found.tos, found.ttl, found.proto) == (4, 5, 0xC0, 64, 1)
+    assert (found.version, found.ihl, found.ttl, found.proto) == (4, 5, 64, 1)
+    assert found.tos == 0xC0 | tos & 0x1E
     assert (int(found.flags), found.frag) == (0, 0)
     assert (found[inet.ICMP].type, found[inet.ICMP].code) == (kind, code)
     if refusal is Refusal.TOO_BIG:

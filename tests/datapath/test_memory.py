@@ -327,12 +327,13 @@ def test_an_error_about_an_answer_teaches_the_server_and_not_the_director() -> N
     assert site.host.paths == {}
 
 
-def test_an_error_about_the_hosts_own_packet_is_the_hosts() -> None:
+def test_an_error_about_another_packet_of_the_host_teaches_nothing() -> None:
+    """Only of tunnels the way is known to be used."""
     site = Site()
     site.serve(WEB, SERVER)
     own = packets.udp(DIP, 9, CLIENT, 9, payload=bytes(1400))
     assert site.arrive(packets.icmp_error(GATEWAY, DIP, 3, 4, own[:200], rest=1000)) == []
-    assert site.host.paths == {address(CLIENT): 1000}
+    assert site.host.paths == {}
 
 
 def test_a_local_servers_answers_are_split_to_the_path() -> None:
