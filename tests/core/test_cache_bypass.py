@@ -93,6 +93,16 @@ def test_one_packet_is_sent_on_and_forgotten() -> None:
     assert len(world.director.table) == 0
 
 
+def test_each_connection_goes_on_to_where_its_client_sent_it() -> None:
+    world = world_with_bypass()
+    syns = [packets.tcp(CLIENT, 1024 + last, f"172.16.0.{last}", 80) for last in (8, 9)]
+    for last, syn in zip((8, 9), syns, strict=True):
+        assert world.receive(syn, mark=7) == Transmit(syn, ROUTE, address(f"172.16.0.{last}"))
+    for last, syn in zip((8, 9), syns, strict=True):
+        assert world.receive(syn, mark=7) == Transmit(syn, ROUTE, address(f"172.16.0.{last}"))
+    assert [c.flow.vaddr[3] for c in world.connections] == [8, 9]
+
+
 def test_once_there_is_a_server_the_connection_stays_where_it_was() -> None:
     world = world_with_bypass()
     world.receive(SYN, mark=7)

@@ -8,8 +8,10 @@ from lvskit import (
     DELIVER,
     TCP,
     Director,
+    Drop,
     ForwarderSpec,
     PluginError,
+    Reason,
     Route,
     ServerSettings,
     ServiceKey,
@@ -18,6 +20,7 @@ from lvskit import (
 )
 from lvskit.errors import ConfigError
 from lvskit.plugins import Plugins, Source
+from lvskit.testing import packets
 
 SERVER = bytes([192, 168, 1, 11])
 KEY = ServiceKey.of(TCP, bytes([192, 168, 1, 176]), 80)
@@ -76,3 +79,44 @@ def test_a_forwarder_that_fails_on_a_new_route_keeps_what_it_had(plugins, monkey
     director.routes_changed()
     assert (server.route, server.transmit) == before
     assert [error.plugin for error in reports] == ["fragile"]
+
+
+@pytest.mark.parametrize("answer", [None, b"junk", 0, Drop])
+def test_what_is_no_verdict_costs_one_packet(plugins, monkeypatch, answer) -> None:
+    monkeypatch.setattr(Fragile, "transmit", lambda self, connection, packet: answer)
+    reports: list[PluginError] = []
+    director = Director(plugins, lambda address: Route(SERVER, 1500), report=reports.append)
+    director.add_service(KEY, ServiceSettings(scheduler="rr"))
+    director.add_server(KEY, SERVER, None, ServerSettings(method="fragile"))
+    syn = packets.tcp("10.0.0.1", 1024, KEY.address, 80)
+    assert director.receive(syn, 0.0) == Drop(Reason.PLUGIN_FAULT)
+    assert [str(error) for error in reports] == [
+        f"forwarder 'fragile' of 192.168.1.11:80 returned {answer!r}, which is no verdict"
+    ]
+    (connection,) = director.table
+    assert connection.state_name == "SYN_RECV"
+    assert director.next_timer() == 60.0
+
+
+@pytest.mark.parametrize(("version", "address"), [(4, bytes(15) + b"\2"), (6, SERVER)])
+def test_a_method_may_need_a_server_of_the_services_ip_version(version, address) -> None:
+    plugins = load_plugins(strict=True)
+
+    class Plugin:
+        from lvskit import hookimpl
+
+        @hookimpl
+        def lvskit_register_forwarders(self):
+            spec = ForwarderSpec(name="alike", factory=Fragile, summary="-", same_version=True)
+            return [spec]
+
+    plugins.add(Plugin(), Source("alike", "lvskit-alike", "1"))
+    director = Director(plugins, lambda address: Route(address, 1500))
+    key = ServiceKey.mark(7, version)
+    service = director.add_service(key, ServiceSettings(scheduler="rr"))
+    settings = ServerSettings(method="alike")
+    with pytest.raises(ConfigError, match=f"'alike' needs an IPv{version} server, which .* is not"):
+        director.add_server(key, address, None, settings)
+    assert not service.servers
+    other = SERVER if version == 4 else bytes(15) + b"\2"
+    assert director.add_server(key, other, None, settings).address == other

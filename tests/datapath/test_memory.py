@@ -288,6 +288,29 @@ def test_a_request_in_fragments_goes_on_in_no_larger_ones() -> None:
     assert together(parts)[20:] == stack.decremented(query)
 
 
+def test_ipv6_in_fragments_goes_on_whole_through_a_tunnel_of_ipv4() -> None:
+    site = Site()
+    site.serve(ServiceKey.of(UDP, address(VIP6), 53), SERVER)
+    query = packets.udp(CLIENT6, 9, VIP6, 53, payload=bytes(400))
+    header = bytes((17, 0)), bytes((0, 0, 0, 7))
+    first = header[0] + bytes((0, 1)) + header[1] + query[40:240]
+    second = header[0] + bytes((0, 200)) + header[1] + query[240:]
+    assert site.arrive(packets.ip(CLIENT6, VIP6, 44, first)) == []
+    (sent,) = site.arrive(packets.ip(CLIENT6, VIP6, 44, second))
+    outer = inet.IP(sent)
+    assert (outer.dst, outer.proto, outer.len) == (SERVER, 41, 20 + 448)
+    assert sent[20:] == stack.decremented(query)
+
+
+def test_a_whole_ipv6_datagram_with_a_fragment_header_goes_on_without() -> None:
+    site = Site()
+    site.serve(ServiceKey.of(UDP, address(VIP6), 53), SERVER)
+    query = packets.udp(CLIENT6, 9, VIP6, 53, payload=bytes(9))
+    header = bytes((17, 0, 0, 0, 0, 0, 0, 7))
+    (sent,) = site.arrive(packets.ip(CLIENT6, VIP6, 44, header + query[40:]))
+    assert sent[20:] == stack.decremented(query)
+
+
 def test_what_is_no_packet_once_put_together_goes_nowhere() -> None:
     site = Site()
     site.serve(WEB, SERVER)

@@ -209,6 +209,22 @@ def test_a_closed_port_resets(flags: str, payload: bytes, wanted: Any) -> None:
         assert fields(answer) == (ends, *wanted, 0, b"")
 
 
+@given(st.integers(0, 255), st.integers(0, 0xFFFFF), st.sampled_from(["S", "A"]))
+def test_a_reset_has_the_traffic_class_that_came_without_its_ecn(
+    tos: int, label: int, flags: str
+) -> None:
+    segment = inet.TCP(sport=1024, dport=80, flags=flags)
+    four = bytes(inet.IP(src=CLIENT, dst=HOST, tos=tos) / segment)
+    answer = stack.reset(four, parsed(four))
+    assert answer is not None
+    assert (inet.IP(answer).tos, stack.sane(answer)) == (tos & 0xFC, True)
+    six = bytes(inet6.IPv6(src=CLIENT6, dst=HOST6, tc=tos, fl=label) / segment)
+    answer = stack.reset(six, parsed(six))
+    assert answer is not None
+    found = inet6.IPv6(answer)
+    assert (found.version, found.tc, found.fl) == (6, tos & 0xFC, 0)
+
+
 @given(
     ends=st.sampled_from([(CLIENT, HOST), (CLIENT6, HOST6)]),
     ports=st.tuples(PORTS, PORTS),

@@ -13,7 +13,7 @@ from scapy.layers import inet, inet6
 from scapy.packet import Packet
 
 from lvskit.core.packet import parse
-from lvskit.datapath.reassembly import Reassembler
+from lvskit.datapath.reassembly import Reassembler, bare
 from lvskit.testing import packets
 
 CLIENT, VIP = "10.0.0.1", "192.168.1.176"
@@ -383,6 +383,40 @@ def test_a_header_that_may_not_stand_there_is_no_place_for_fragments() -> None:
     header = bytes((51, 4)) + bytes(22)
     assert made.add(piece6(bytes(8), 0, True, before=header), 0.0) is None
     assert made.add(piece6(bytes(8), 8, False, before=header), 0.0) is None
+
+
+# --- datagrams that have a fragment header and are whole ---
+
+
+@pytest.mark.parametrize("name", ["", "hop-by-hop", "routing", "destination"])
+@pytest.mark.parametrize("behind", [False, True])
+def test_the_fragment_header_of_a_whole_datagram_is_taken_out(name: str, behind: bool) -> None:
+    """RFC 6946, "atomic fragments"; what is a fragment stays, and what has no such header."""
+    headers = {
+        "hop-by-hop": inet6.IPv6ExtHdrHopByHop(options=[inet6.PadN(optdata=bytes(4))]),
+        "routing": inet6.IPv6ExtHdrRouting(addresses=["2001:db8:9::1"]),
+        "destination": inet6.IPv6ExtHdrDestOpt(options=[inet6.PadN(optdata=bytes(12))]),
+    }
+    base: Packet = inet6.IPv6(src=CLIENT6, dst=VIP6, tc=0xB8, fl=5, hlim=9)
+    if name:
+        base /= headers[name]
+    end: Packet = inet.UDP(sport=1, dport=2) / bytes(9)
+    if behind:
+        end = inet6.IPv6ExtHdrDestOpt(options=[inet6.PadN(optdata=bytes(4))]) / end
+    plain = bytes(base / end)
+    assert bare(bytes(base / inet6.IPv6ExtHdrFragment(id=9) / end)) == plain
+    assert bare(bytes(base / inet6.IPv6ExtHdrFragment(id=9, res1=255, res2=3) / end)) == plain
+    assert bare(plain) == plain
+    for part in ({"m": 1}, {"offset": 1}, {"offset": 0x1FFF}):
+        fragment = bytes(base / inet6.IPv6ExtHdrFragment(id=9, **part) / end)
+        assert bare(fragment) == fragment
+
+
+@given(st.binary(min_size=40, max_size=120), st.sampled_from([0, 43, 44, 60, 17]))
+def test_no_datagram_raises(raw: bytes, protocol: int) -> None:
+    packet = raw[:6] + bytes((protocol,)) + raw[7:]
+    if parse(packet) is not None:
+        bare(packet)
 
 
 # --- time ---
