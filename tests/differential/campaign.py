@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from compare import ASK, Result, Scenario, compare_all
+from compare import ASK, Result, Scenario, compare_all, recorded
 from generate import STEPS, scenario
 from profiles import PROFILES
 from shrink import shrink
@@ -73,7 +73,7 @@ def _report(result: Result, answer: Scenario, folder: Path | None) -> None:
     print(f"differs: {result.name}, step {result.step} of {steps}: {result.detail}", flush=True)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{result.name}.json").write_text(json.dumps(answer, indent=1) + "\n")
+        (folder / f"{result.name}.json").write_text(json.dumps(recorded(answer), indent=1) + "\n")
 
 
 if __name__ == "__main__":

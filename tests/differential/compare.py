@@ -154,6 +154,7 @@ def fixed(answer: Scenario) -> Scenario:
     """Return an answer with chance taken out of it: its packets as bytes alone."""
     answer = copy.deepcopy(answer)
     for step in answer["steps"]:
+        step.pop("varies", None)
         expect = step["expect"]
         if "out" in expect:
             expect["out"] = [
@@ -163,6 +164,27 @@ def fixed(answer: Scenario) -> Scenario:
                 }
                 for entry in expect["out"]
             ]
+    return answer
+
+
+def recorded(answer: Scenario) -> Scenario:
+    """Return an answer as a recording for tests/vectors: chance is named in `varies`."""
+    answer = copy.deepcopy(answer)
+    for step in answer["steps"]:
+        varies = []
+        for index, entry in enumerate(step["expect"].get("out", ())):
+            changed, sent = without_chance(bytes.fromhex(entry["hex"])), entry["hex"]
+            if changed.hex() == sent:
+                continue
+            varies.append(f"/out/{index}/hex")
+            mine, theirs = describe(changed), describe(bytes.fromhex(sent))
+            varies += [
+                f"/out/{index}/packet/{field}"
+                for field in ("flow", "sport")
+                if mine.get(field) != theirs.get(field)
+            ]
+        if varies:
+            step["varies"] = varies
     return answer
 
 
