@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 from bisect import insort
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -106,10 +107,13 @@ class Reassembler:
 
     Args:
         limit: bytes of fragments that are kept at most.
+        due: when a timer fires that is set at a time for some seconds.
     """
 
-    def __init__(self, limit: int = _MOST_BYTES) -> None:
-        self._limit = limit
+    def __init__(
+        self, limit: int = _MOST_BYTES, due: Callable[[float, float], float] = float.__add__
+    ) -> None:
+        self._limit, self._due = limit, due
         self._queues: dict[bytes, _Queue] = {}
         self._held = 0
 
@@ -193,7 +197,7 @@ class Reassembler:
             self._forget(key)
             queue = None
         if queue is None:
-            queue = self._queues[key] = _Queue(now + TIMEOUT_S[version])
+            queue = self._queues[key] = _Queue(self._due(now, TIMEOUT_S[version]))
         known = queue.end if queue.whole else -1
         misfit = end > known >= 0 if more else end < queue.end or 0 <= known != end
         if misfit or not part:

@@ -110,6 +110,13 @@ class KernelClock:
         phase = uptime_s - ticks / TICKS_PER_S
         return cls(_INITIAL_JIFFIES + ticks, first / TICKS_PER_S, phase)
 
+    def due(self, now: float, seconds: float) -> float:
+        """Return when a timer fires that is set at `now` for some `seconds`."""
+        if self.jiffies is None:
+            return now + seconds
+        at = _fires(now + seconds, round(seconds * TICKS_PER_S), self.jiffies)
+        return at - 2 * _NUDGE_S
+
     def rule(self, director: Director) -> None:
         """Let this clock rule a new director's timers."""
         if self.jiffies is not None:
@@ -130,11 +137,12 @@ class KernelWheel(Wheel[Entry]):
         self._jiffies = jiffies
         self._entries: dict[Entry, _Timer] = {}
         self._now = 0.0  # since when nothing but a packet or a command has happened
+        self._serial = 0
         self.soonest = -math.inf  # each has to be asked
 
     def schedule(self, entry: Entry) -> None:
         """Keep `entry`."""
-        self._entries[entry] = self._armed(entry, self._now)
+        self._entries[entry] = self._armed(entry, self._entries.get(entry))
         entry.slot = self
 
     def forget(self, entry: Entry) -> None:
@@ -144,24 +152,30 @@ class KernelWheel(Wheel[Entry]):
     def due(self, now: float) -> Entry | None:
         """Return the entry whose timer fired first, at or before `now`, or None."""
         fired = []
-        for index, (entry, timer) in enumerate(self._entries.items()):
+        for entry, timer in self._entries.items():
             if entry.deadline != timer.deadline:  # a packet has set it since
-                timer = self._entries[entry] = self._armed(entry, self._now)  # noqa: PLW2901
+                timer = self._entries[entry] = self._armed(entry, timer)  # noqa: PLW2901
             if timer.fires <= now + 2 * _NUDGE_S:
-                fired.append((timer.fires, timer.distance, -index, entry))
+                fired.append((timer.fires, -timer.level, -timer.serial, entry))
         if not fired:
             self._now = now
             return None
-        at, _, _, entry = min(fired)  # of those that fire together, the one armed last
+        # Of those that fire together, first the long ones, then those filed last
+        # (kernel/time/timer.c, __run_timers, collect_expired_timers, enqueue_timer).
+        at, _, _, entry = min(fired)
         del self._entries[entry]
         self.fired += 1
         entry.deadline = self._now = at  # a template is re-armed from there
         return entry
 
-    def _armed(self, entry: Entry, now: float) -> _Timer:
-        """Return the timer of an entry whose deadline was set at `now`."""
-        distance = round((entry.deadline - now) * TICKS_PER_S)
-        return _Timer(entry.deadline, distance, _fires(entry.deadline, distance, self._jiffies))
+    def _armed(self, entry: Entry, before: _Timer | None) -> _Timer:
+        """Return the timer of an entry whose deadline was just set; `before`: as it stood."""
+        distance = round((entry.deadline - self._now) * TICKS_PER_S)
+        fires, level = _fires(entry.deadline, distance, self._jiffies), _level(distance)
+        if before is not None and (before.fires, before.level) == (fires, level):
+            return before._replace(deadline=entry.deadline)  # it stays where it was filed
+        self._serial += 1
+        return _Timer(entry.deadline, fires, level, self._serial)
 
 
 class _LateTable(ServiceTable):
@@ -186,19 +200,31 @@ class _LateTable(ServiceTable):
 def _fires(deadline: float, distance: int, jiffies: int) -> float:
     """Return when a timer for `deadline`, set `distance` ticks ahead, fires."""
     expires = jiffies + round(deadline * TICKS_PER_S)
-    level = 0
-    while distance >= 63 << 3 * level:
-        level += 1
-    shift = 3 * level
+    shift = 3 * _level(distance)
     return (((expires >> shift) + 1 << shift) - jiffies) / TICKS_PER_S
 
 
+def _level(distance: int) -> int:
+    """Return the level of the timer wheel for a timer set `distance` ticks ahead."""
+    level = 0
+    while distance >= 63 << 3 * level:
+        level += 1
+    return level
+
+
 class _Timer(NamedTuple):
-    """A timer of the kernel's: what it was set to, how many ticks ahead, and when it fires."""
+    """A timer of the kernel's.
+
+    Attributes:
+        deadline: what it was set to.
+        fires: when it fires.
+        level: of the timer wheel; serial: when it was filed there.
+    """
 
     deadline: float
-    distance: int
     fires: float
+    level: int
+    serial: int
 
 
 Seen = TypeVar("Seen")

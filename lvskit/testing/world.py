@@ -16,6 +16,7 @@ from lvskit.cli import lvsadm
 from lvskit.control.api import Control
 from lvskit.core.director import Director
 from lvskit.datapath.memory import DirectorHost, Mark, Network
+from lvskit.datapath.reassembly import Reassembler
 from lvskit.errors import ConfigError, UnknownPlugin
 from lvskit.plugins import Plugins
 from lvskit.testing.kernel_timers import KernelClock
@@ -232,6 +233,8 @@ class MemoryWorld(DirectorWorld):
         self.host = DirectorHost(
             self.network, ADDRESSES, gateway=_GATEWAY, mtu=setting.get("mtu", 1500)
         )
+        if clock is not None:
+            self.host.reassembler = Reassembler(due=clock.due)
         self.host.unreachable.append(ipaddress.ip_network(UNREACHABLE))
         for line in setting.get("routes", []):
             self._route(line)

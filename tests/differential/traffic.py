@@ -232,7 +232,7 @@ class Traffic:
     def _icmp_server(self, talk: Talk) -> Do:
         """An error of a real server's, or a router's behind it, about a client's packet."""
         server, port = self._server_of(talk)
-        if (":" in server) != (":" in talk.client):
+        if (":" in server) != (":" in talk.client) or server in LOCAL[talk.version]:
             return self._icmp_client(talk)
         quoted = self._segment(talk, (talk.client, talk.cport, server, port or talk.vport), ttl=63)
         return self._error(server, talk.client, quoted)
