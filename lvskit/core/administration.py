@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lvskit.core.connection import ConnectionTable
+from lvskit.core.connection import Connection, ConnectionTable
 from lvskit.core.icmp import Refusal, refuse
 from lvskit.core.rules import KERNEL, Rules
 from lvskit.core.service import RealServer, Transmitter, VirtualService
@@ -284,20 +284,30 @@ class Administration:
             self._report(PluginError(text, plugin=name))
 
     def _bind(self, server: RealServer, settings: ServerSettings) -> None:
-        """Choose what carries a server's new connections, by its method and its route."""
-        route = self._routes(server.address)
+        """Choose what carries a server's connections, by its method and its route.
+
+        Those of a former method keep it, without options: ip_vs binds all but a tunnel's type.
+        """
+        route, before = self._routes(server.address), dict(server.forwarders)
         forwarder = self._forwarder(server, settings.method, settings)
         keeps_port = self._registry.forwarder(settings.method).keeps_port
         if route is not None and route.local and keeps_port:
             forwarder = self._forwarder(server, LOCAL, settings)
+        heirs = {old: self._forwarder(server, method, settings) for method, old in before.items()}
+        heirs = {old: new for old, new in heirs.items() if new is not old}
         transmit: Transmitter = _unreachable
         if route is not None:
             try:
-                forwarder.route_changed(route)
+                for each in {forwarder: None, **dict.fromkeys(heirs.values())}:
+                    each.route_changed(route)
             except Exception as err:
                 text = f"forwarder {settings.method!r} of {server.name} failed: {err!r}"
                 raise ConfigError(text) from err
             transmit = forwarder.transmit
+        ways = {old.transmit: new.transmit for old, new in heirs.items()}
+        for entry in self.table if ways else ():
+            if isinstance(entry, Connection) and entry.transmit in ways:
+                entry.transmit = ways[entry.transmit]
         server.route, server.transmit = route, transmit
         server.reply = getattr(forwarder, "reply", None)
 
@@ -315,9 +325,8 @@ class Administration:
             self._tell_scheduler(service, "load_changed", server)
 
     def _forwarder(self, server: RealServer, method: str, settings: ServerSettings) -> Forwarder:
-        before = server.settings
-        same = method == LOCAL or (before.method, before.options) == (method, settings.options)
-        if method in server.forwarders and same:
+        given = settings.options if method == settings.method else {}
+        if server.made.get(method) == given:
             return server.forwarders[method]
         spec, version = self._registry.forwarder(method), server.service.key.version
         if spec.same_version and len(server.address) != (4 if version == 4 else 16):
@@ -325,11 +334,12 @@ class Administration:
                 f"{method!r} needs an IPv{version} server, which {server.name} is not"
             )
         try:
-            options = build_options(spec, settings.options if method == settings.method else {})
+            options = build_options(spec, given)
         except (TypeError, ValueError) as err:
             raise ConfigError(f"forwarder {method!r} of {server.name}: {err}") from err
         try:
             forwarder = server.forwarders[method] = spec.factory(server, options)
+            server.made[method] = given
         except Exception as err:
             text = f"forwarder {method!r} of {server.name} failed: {err!r}"
             raise ConfigError(text) from err

@@ -33,13 +33,6 @@ class Director(Related):
         size: the most connections and templates that the table holds.
         now: the time.
         report: called with each `PluginError` when a plugin breaks its contract.
-
-    Example:
-        >>> from lvskit import Director, Route, load_plugins
-        >>> here = bytes([192, 168, 1, 175])
-        >>> director = Director(load_plugins(), routes=lambda address: Route(here, 1500))
-        >>> director.receive(b"junk", now=0.0)
-        Drop(reason=<Reason.MALFORMED: 'malformed'>)
     """
 
     def receive(self, packet: bytes, now: float, mark: int = 0) -> Verdict:
@@ -52,8 +45,7 @@ class Director(Related):
         """
         found, flags = None, 0
         try:
-            # Bytes 12 to 24 of an IPv4 header without options and of the ports behind it are the
-            # flow's key; 33 are the TCP flags.
+            # Bytes 12 to 24 of a plain IPv4 header and the ports are the key; 33 the TCP flags.
             if packet[0] == 0x45:
                 if packet[9] == TCP:
                     found, flags = self.table.tcp.get(packet[12:24]), packet[33]

@@ -167,7 +167,7 @@ class Lifecycle(Administration):
                 continue
             if isinstance(entry, Connection):
                 self._close(entry, "server removed")
-            elif not entry.children:
+            else:
                 self._drop_template(entry)
 
     def expire(self, now: float) -> None:

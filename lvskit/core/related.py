@@ -49,8 +49,7 @@ class Related(Scheduling):
         quoted = parse_quoted(error.quote)
         if quoted is None or quoted.version != parsed.version:
             return NOT_OURS
-        # The server answers the client directly, so it is the server that must learn of an MTU
-        # or an unreachable client.
+        # The server answers the client directly, so it is the server that must learn.
         asked = quoted.reversed()
         connection = self._find(self.table.connections[asked.protocol], asked.key, now)
         if connection is not None:
@@ -123,7 +122,7 @@ class Related(Scheduling):
             self.expire(now)
         rewritten = self.table.reverse[asked.protocol].get(asked.reversed().key)
         connection = rewritten[0] if rewritten else known.get(asked.key)
-        verdict: Verdict = NOT_OURS
+        verdict: object = NOT_OURS
         if connection is None or (connection.reply is not None and not rewritten):
             return None
         if connection.reply is not None:
@@ -131,6 +130,8 @@ class Related(Scheduling):
                 verdict = connection.reply(connection, packet)
             except Exception as err:  # a stranger's forwarder must not stop the director
                 return self._fault(connection.server, f"raised {err!r}")
+        if not isinstance(verdict, Verdict):
+            return self._fault(connection.server, f"returned {verdict!r}, which is no verdict")
         if isinstance(verdict, Drop):
             return verdict
         counters = self._counters(connection)

@@ -5,7 +5,7 @@ Source: Linux net/netfilter/ipvs/ip_vs_ctl.c, by behaviour.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lvskit.core.rules import KERNEL, Rules
@@ -22,13 +22,14 @@ class RealServer:
     """A real server of one virtual service, with its counters; see `lvskit.RealServer`.
 
     Attributes not named there: `service` it belongs to, `settings` it was given, `persistconns`
-    (templates that name it), `forwarders` by method, `rules` of its service, and what a new
-    connection binds: `transmit`, and `reply` where the server answers through the director.
+    (templates that name it), `forwarders` by method and the options that they were `made` with,
+    `rules` of its service, and what a new connection binds: `transmit`, and `reply` where the
+    server answers through the director.
     """
 
     __slots__ = (
         "activeconns", "address", "available", "counters", "estimator", "forwarders", "idle_since",
-        "inactconns", "last_weight", "overloaded", "persistconns", "port", "reply", "route",
+        "inactconns", "last_weight", "made", "overloaded", "persistconns", "port", "reply", "route",
         "rules", "service", "settings", "transmit", "weight",
     )  # fmt: skip
 
@@ -45,6 +46,7 @@ class RealServer:
         self.estimator = Estimator(self.counters)
         self.route: Route | None = None
         self.forwarders: dict[str, Forwarder] = {}
+        self.made: dict[str, Mapping[str, Any]] = {}
         self.rules = service.rules
         self.transmit: Transmitter
         self.reply: Transmitter | None = None

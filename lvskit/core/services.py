@@ -101,8 +101,7 @@ class ServiceTable:
 
     def reclaim(self, server: RealServer) -> None:
         """Take `server` out of the trash, if it is there."""
-        if server in self.trash:
-            self.trash.remove(server)
+        self.trash = [each for each in self.trash if each is not server]
 
     def sweep(self, now: float) -> None:
         """Forget servers that nothing has referred to for long enough; run every half period."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+def answers(path: str) -> bool:
+    """Whether somebody listens at the socket `path`."""
+    with socket.socket(socket.AF_UNIX) as caller:
+        return caller.connect_ex(path) == 0
 
 
 @pytest.fixture
@@ -20,7 +26,7 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     command = [sys.executable, "-m", "lvskit", "run", "--datapath", "memory"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 30
-    while not os.path.exists(path):
+    while not answers(path):  # the file is there a moment before anybody listens
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)

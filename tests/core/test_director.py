@@ -1126,7 +1126,7 @@ class Painting:
         return [ForwarderSpec(name="paint", factory=self.Forwarder, summary="-", options=Colour)]
 
 
-def test_an_edited_option_of_a_forwarder_is_for_new_connections() -> None:
+def test_an_edited_option_of_a_forwarder_is_for_all_its_connections() -> None:
     world = World(plugin=Painting())
     world.serve(WEB)
 
@@ -1141,7 +1141,7 @@ def test_an_edited_option_of_a_forwarder_is_for_new_connections() -> None:
     server = world.director.add_server(WEB, ONE, None, settings())
     assert colour("S", 1) == b"red"
     world.director.edit_server(WEB, ONE, None, settings(colour="blue"))
-    assert (colour("A", 1), colour("S", 2)) == (b"red", b"blue")
+    assert (colour("A", 1), colour("S", 2)) == (b"blue", b"blue")
     bound = server.transmit
     world.director.edit_server(WEB, ONE, None, settings(colour="blue"))
     assert server.transmit == bound
