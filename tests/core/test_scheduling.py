@@ -1,4 +1,4 @@
-"""What opens a connection, what ends one for another, and where a packet goes without a server."""
+"""What opens a connection, and what ends one for another."""
 
 from __future__ import annotations
 
@@ -7,18 +7,13 @@ from typing import Any
 import pytest
 from director_world import (
     CLIENT,
-    CLIENT6,
     LOCAL_ROUTE,
     ONE,
-    OTHER_VIP,
-    THREE,
     TWO,
     VIP,
-    VIP6,
     WEB,
     World,
     address,
-    counted,
     loads,
     target,
 )
@@ -32,7 +27,6 @@ from lvskit import (
     Refusal,
     ServerSettings,
     ServiceKey,
-    Transmit,
     refuse,
 )
 from lvskit.testing import packets
@@ -334,169 +328,3 @@ def test_without_another_server_the_quiesced_ones_client_is_refused() -> None:
     packet = packets.tcp(CLIENT, 2, VIP, 80)
     assert world.receive(packet) == refuse(packet, Refusal.PORT_UNREACHABLE)
     assert [t.flow.vport for t in world.templates] == [65535]
-
-
-# --- FTP ---
-
-
-def test_a_data_connection_needs_the_template_of_its_control_connection() -> None:
-    """Port 20 and the unprivileged ones of a TCP service on port 21, with persistence."""
-    world = World()
-    service = world.serve(FTP, ONE, TWO, persistence_s=300)
-    assert target(world.receive(packets.tcp(CLIENT, 1, VIP, 21))) == TWO
-    for port in (20, 1024, 65535):
-        assert target(world.receive(packets.tcp(CLIENT, 2, VIP, port))) == TWO
-        assert world.receive(packets.tcp(CLIENT, 2, OTHER_VIP, port)) == NOT_OURS
-        assert world.receive(packets.udp(CLIENT, 2, VIP, port)) == NOT_OURS
-    for port in (0, 19, 22, 1023):
-        assert world.receive(packets.tcp(CLIENT, 2, VIP, port)) == NOT_OURS
-    assert [(c.flow.vport, c.dport) for c in world.connections] == [
-        (21, 21), (20, 20), (1024, 1024), (65535, 65535),
-    ]  # fmt: skip
-    (template,) = world.templates
-    assert (template.flow.vport, template.dport, template.children) == (0, 0, 4)
-    assert [loads(server) for server in service.servers] == [(4, 0, 1), (0, 0, 0)]
-
-
-def test_a_data_connection_may_make_the_template() -> None:
-    world = World()
-    world.serve(FTP, ONE, TWO, persistence_s=300)
-    assert target(world.receive(packets.tcp(CLIENT, 2, VIP, 2000))) == TWO
-    assert target(world.receive(packets.tcp(CLIENT, 2, VIP, 21))) == TWO
-
-
-def test_without_persistence_data_connections_are_the_hosts() -> None:
-    world = World()
-    world.serve(FTP, ONE)
-    assert world.receive(packets.tcp(CLIENT, 1, VIP, 2000)) == NOT_OURS
-    assert target(world.receive(packets.tcp(CLIENT, 1, VIP, 21))) == ONE
-
-
-@pytest.mark.parametrize("persistence_s", [0, 300])
-def test_without_a_server_only_the_control_connection_is_refused(persistence_s: int) -> None:
-    """The others may be for another service of the host."""
-    world = World()
-    world.serve(FTP, persistence_s=persistence_s)
-    control = packets.tcp(CLIENT, 1, VIP, 21)
-    assert world.receive(control) == refuse(control, Refusal.PORT_UNREACHABLE)
-    assert world.receive(packets.tcp(CLIENT, 1, VIP, 2000)) == NOT_OURS
-
-
-def test_a_service_for_the_port_itself_goes_before_ftp_and_ftp_before_port_0() -> None:
-    world = World()
-    world.serve(FTP, ONE, persistence_s=300)
-    world.serve(ServiceKey.of(TCP, address(VIP), 2000), TWO)
-    world.serve(ServiceKey.of(TCP, address(VIP), 0), THREE, persistence_s=300)
-    clients = zip(("10.0.0.1", "10.0.0.2", "10.0.0.3"), (2000, 2001, 1023), strict=True)
-    found = [target(world.receive(packets.tcp(client, 1, VIP, port))) for client, port in clients]
-    assert found == [TWO, ONE, THREE]
-
-
-def test_the_servers_end_of_an_active_data_connection_is_never_scheduled() -> None:
-    world = World()
-    world.serve(WEB, ONE, persistence_s=300)
-    world.serve(DNS, ONE)
-    world.serve(MARK, ONE)
-    assert world.tcp("S", cport=20) == NOT_OURS
-    assert world.receive(packets.udp(CLIENT, 20, VIP, 53)) == NOT_OURS
-    assert world.receive(packets.udp(CLIENT, 20, VIP, 99), mark=7) == NOT_OURS
-    assert len(world.director.table) == 0
-
-
-# --- schedule_icmp ---
-
-
-def complaint(answer: bytes, vip: str = VIP) -> bytes:
-    """Return an ICMP error about a server's answer."""
-    six = ":" in vip
-    return packets.icmp_error(
-        "2001:db8:9::9" if six else "10.9.9.9", vip, 1 if six else 3, 3, answer
-    )
-
-
-ANSWER = packets.tcp(VIP, 80, CLIENT, 1024, "A")
-
-
-def test_an_error_about_no_known_connection_is_the_hosts() -> None:
-    world = World()
-    world.serve(WEB, ONE)
-    assert world.receive(complaint(ANSWER)) == NOT_OURS
-    assert len(world.director.table) == 0
-
-
-@pytest.mark.parametrize("size", [24, 28, 40])
-def test_with_schedule_icmp_it_opens_one(size: int) -> None:
-    """Whatever the packet was that it is about; for three seconds, in no state yet."""
-    world = World()
-    service = world.serve(WEB, ONE)
-    world.tune(WEB, schedule_icmp=1)
-    error = complaint(ANSWER[:size])
-    verdict = world.receive(error, 1.0)
-    assert target(verdict) == ONE
-    assert verdict.packet[40:] == error[20:]  # type: ignore[union-attr]
-    assert world.connection.flow == packets.flow(CLIENT, 1024, VIP, 80)
-    assert (world.connection.state_name, world.connection.deadline) == ("NONE", 4.0)
-    assert counted(service) == (1, 1, 0, len(error), 0)
-    assert loads(service.servers[0]) == (0, 1, 0)
-    assert world.director.next_timer() == 4.0
-    world.receive(error, 2.0)
-    assert (world.connection.deadline, service.counters.inpkts) == (4.0, 2)
-    world.tcp("A", now=3.0)
-    assert (world.connection.state_name, world.connection.deadline) == ("ESTABLISHED", 903.0)
-
-
-def test_such_a_connection_ends_by_itself() -> None:
-    world = World()
-    service = world.serve(DNS, ONE)
-    world.tune(schedule_icmp=1)
-    world.receive(complaint(packets.udp(VIP, 53, CLIENT, 9)))
-    assert (world.connection.state_name, world.connection.deadline) == ("UDP", 3.0)
-    world.director.expire(3.0)
-    assert (len(world.director.table), loads(service.servers[0])) == (0, (0, 0, 0))
-
-
-def test_of_ipv6_likewise() -> None:
-    world = World()
-    world.serve(ServiceKey.of(UDP, address(VIP6), 53), ONE)
-    answer = packets.udp(VIP6, 53, CLIENT6, 9)
-    assert world.receive(complaint(answer, VIP6)) == NOT_OURS
-    world.tune(schedule_icmp=1)
-    verdict = world.receive(complaint(answer, VIP6))
-    assert isinstance(verdict, Transmit)
-    assert verdict.packet[16:20] == ONE
-    assert world.connection.flow == packets.flow(CLIENT6, 9, VIP6, 53, UDP)
-
-
-def test_with_one_packet_scheduling_nothing_is_left_of_it() -> None:
-    world = World()
-    service = world.serve(DNS, ONE, one_packet=True)
-    world.tune(schedule_icmp=1)
-    assert target(world.receive(complaint(packets.udp(VIP, 53, CLIENT, 9)))) == ONE
-    assert (len(world.director.table), service.counters.conns) == (0, 1)
-    assert loads(service.servers[0]) == (0, 0, 0)
-
-
-def test_an_error_is_never_refused_by_an_error() -> None:
-    world = World()
-    world.serve(WEB)
-    world.serve(FTP)
-    world.serve(MARK)
-    world.tune(schedule_icmp=1, cache_bypass=1)
-    assert world.receive(complaint(ANSWER)) == Drop(Reason.NO_SERVER)
-    assert world.receive(complaint(ANSWER), mark=7) == Drop(Reason.NO_SERVER)
-    for port, wanted in ((21, Drop(Reason.NO_SERVER)), (2000, NOT_OURS)):
-        answer = packets.tcp(VIP, port, CLIENT, 1024)
-        assert world.receive(complaint(answer)) == wanted
-    assert world.receive(complaint(packets.tcp(VIP, 82, CLIENT, 1024))) == NOT_OURS
-    assert len(world.director.table) == 0
-
-
-def test_an_error_opens_what_a_packet_may_open() -> None:
-    world = World()
-    world.serve(WEB, ONE)
-    world.tune(schedule_icmp=1, drop_packet=3, am_droprate=2)
-    assert world.receive(complaint(ANSWER)) == Drop(Reason.DEFENCE)
-    assert world.director.table.dropped_packets == 1
-    assert world.receive(complaint(packets.tcp(VIP, 80, CLIENT, 20))) == NOT_OURS
-    assert world.receive(complaint(ANSWER)) == Drop(Reason.DEFENCE)
-    assert target(world.receive(complaint(ANSWER))) == ONE
