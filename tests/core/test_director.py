@@ -659,6 +659,10 @@ def test_a_first_persistent_connection_needs_room_for_two() -> None:
     world.send("A", cport=2)
     assert world.send("S", cport=3) == Drop(Reason.TABLE_FULL)
     assert world.director.table.refused == 2
+    exact = World(size=2)
+    exact.serve(WEB, ONE, persistence_s=60)
+    assert isinstance(exact.send("S"), Transmit)
+    assert (len(exact.director.table), exact.director.table.refused) == (2, 0)
 
 
 # --- what operators tell it ---

@@ -219,6 +219,7 @@ def test_a_scheduler_sees_the_load_of_this_moment() -> None:
 
     def schedule(flow: Any) -> Any:
         asked.extend(scheduler.told())
+        assert scheduler.ticks[-1] == 60.0
         return scheduler.servers[0]
 
     scheduler.schedule = schedule  # type: ignore[method-assign]

@@ -14,6 +14,7 @@ from director_world import (
     TWO,
     VIP,
     WEB,
+    Straight,
     Translating,
     World,
     address,
@@ -32,10 +33,12 @@ from lvskit import (
     Flow,
     ForwarderSpec,
     Reason,
+    Refusal,
     ServerSettings,
     ServiceKey,
     Transmit,
     Verdict,
+    refuse,
 )
 from lvskit.core.connection import Connection, ConnectionTable
 from lvskit.core.service import RealServer, VirtualService
@@ -134,8 +137,8 @@ def test_an_answer_that_comes_too_late() -> None:
     world = masquerading()
     world.tcp("S")
     assert isinstance(answer(world, now=59.0), Transmit)
-    assert isinstance(answer(world, now=118.999), Transmit)
-    assert answer(world, now=179.0) == NOT_OURS
+    assert isinstance(answer(world, now=118.5), Transmit)
+    assert answer(world, now=178.5) == NOT_OURS
     assert len(world.director.table) == 0
 
 
@@ -234,6 +237,27 @@ def world_of(method: type[Translating]) -> World:
     world.director.add_server(WEB, ONE, 8080, MASQ)
     world.tcp("S")
     return world
+
+
+def test_what_a_method_says_to_the_client_itself_counts_only_where_answers_do_not_pass() -> None:
+    """The host sends it, and would see it as an answer of the connection: so has the kernel."""
+
+    class Refusing(Translating):
+        def transmit(self, connection: Any, packet: bytes) -> Verdict:
+            return refuse(packet, Refusal.TIME_EXCEEDED)
+
+    class OneWay(Straight):
+        transmit = Refusing.transmit
+
+    methods = {
+        name: ForwarderSpec(name=name, factory=factory, summary="-", keeps_port=False)
+        for name, factory in (("masq", Refusing), ("droute", OneWay))
+    }
+    for method, out in (("masq", (0, 0)), ("droute", (1, 68))):
+        world = World(forwarders={**METHODS, **methods})
+        world.serve(WEB, ONE, method=method)
+        assert world.tcp("S") == refuse(packets.tcp(CLIENT, 1024, VIP, 80), Refusal.TIME_EXCEEDED)
+        assert counted(world.director.services) == (1, 1, out[0], 40, out[1])
 
 
 def test_a_method_that_raises_on_the_way_back_costs_one_packet() -> None:

@@ -278,7 +278,6 @@ def test_options_are_split_with_the_header() -> None:
     assert all(stack.sane(part) for part in parts)
 
 
-@pytest.mark.xfail(reason="an IPv6 datagram that came in fragments is split as if it were IPv4")
 def test_of_ipv6_what_came_in_fragments_goes_in_fragments() -> None:
     wire = Wire()
     packet = packets.udp(HOST6, 1, OTHER6, 2, payload=bytes(2000))
