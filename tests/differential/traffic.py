@@ -285,7 +285,7 @@ class Traffic:
             if talk.version == 6:
                 return self._talk()  # who gives it up then, and whether it says so, is chance
             order.pop()
-        if order and dice.chance(0.1):
+        if talk.version == 4 and order and dice.chance(0.1):
             order.append(dice.pick(order))
         return [self._sending(talk, parts[n], **words, note=f"fragment {n}") for n in order]
 
