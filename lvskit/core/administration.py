@@ -6,12 +6,10 @@ Every command checks everything first and then changes everything, or raises and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from lvskit.core.connection import Connection, ConnectionTable
-from lvskit.core.icmp import Refusal, refuse
 from lvskit.core.rules import KERNEL, Rules
-from lvskit.core.service import RealServer, Transmitter, VirtualService
+from lvskit.core.service import RealServer, Transmitter, VirtualService, unreachable
 from lvskit.core.services import ServiceTable
 from lvskit.core.stats import Estimator
 from lvskit.errors import ConfigError, PluginError, ServerExists
@@ -28,7 +26,7 @@ from lvskit.settings import (
     endpoint,
     merged,
 )
-from lvskit.types import Route, Verdict
+from lvskit.types import Route
 
 LOCAL = "local"
 """The forwarding method that a server gets whose address is the director's own."""
@@ -295,7 +293,7 @@ class Administration:
             forwarder = self._forwarder(server, LOCAL, settings)
         heirs = {old: self._forwarder(server, method, settings) for method, old in before.items()}
         heirs = {old: new for old, new in heirs.items() if new is not old}
-        transmit: Transmitter = _unreachable
+        transmit: Transmitter = unreachable
         if route is not None:
             try:
                 for each in {forwarder: None, **dict.fromkeys(heirs.values())}:
@@ -344,13 +342,3 @@ class Administration:
             text = f"forwarder {method!r} of {server.name} failed: {err!r}"
             raise ConfigError(text) from err
         return forwarder
-
-
-def _unreachable(connection: Any, packet: bytes) -> Verdict:
-    """Answer for a server to which there was no route when the connection was bound to it."""
-    transmit = connection.server.transmit
-    if transmit is _unreachable:
-        return refuse(packet, Refusal.HOST_UNREACHABLE)
-    connection.transmit = transmit  # the server has been removed, and is back with a route
-    verdict: Verdict = transmit(connection, packet)
-    return verdict

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lvskit.core.icmp import Refusal, refuse
 from lvskit.core.rules import KERNEL, Rules
 from lvskit.core.stats import Estimator
 from lvskit.errors import ServerNotFound
@@ -185,3 +186,13 @@ class VirtualService:
         server.available = False
         self._retired += server.counters
         self.servers.remove(server)
+
+
+def unreachable(connection: Any, packet: bytes) -> Verdict:
+    """Answer for a server to which there was no route when the connection was bound to it."""
+    transmit = connection.server.transmit
+    if transmit is unreachable:
+        return refuse(packet, Refusal.HOST_UNREACHABLE)
+    connection.transmit = transmit  # the server has been removed, and is back with a route
+    verdict: Verdict = transmit(connection, packet)
+    return verdict
