@@ -9,6 +9,7 @@ import dataclasses
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from lvskit.errors import ConfigError, NotUnicast, OutOfRange
@@ -22,6 +23,7 @@ MAX_TIMEOUT_S: Final = 31 * 86400
 _INT: Final = (-(2**31), 2**31 - 1)
 
 
+@lru_cache(maxsize=4096)
 def endpoint(address: bytes, port: int) -> str:
     """Return `address:port` for people.
 

@@ -39,6 +39,15 @@ def test_vector(path: Path) -> None:
     assert outcome.kind == "passed", outcome.detail
 
 
+def test_what_a_director_lacks_is_left_out_step_by_step_and_said() -> None:
+    outcome = run_scenario(load(VECTORS / "cli_errors.json"), PLUGINS)
+    assert outcome.kind == "passed"
+    steps = {int(line.split()[1][:-1]): line.partition(": ")[2] for line in outcome.left_out}
+    assert steps == {59: "the persistence engine sip"} | dict.fromkeys(
+        (150, 152, 153, 154, 155, 156, 157), "connection synchronization"
+    )
+
+
 def test_the_command_prints_what_differs_and_the_totals(tmp_path: Path) -> None:
     wrong = (VECTORS / "cli_empty.json").read_text().replace("900 120 300", "900 120 301")
     (tmp_path / "wrong.json").write_text(wrong)

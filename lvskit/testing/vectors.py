@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +25,7 @@ from lvskit.testing.comparison import (
     packet_of,
 )
 from lvskit.testing.kernel_timers import KernelClock, fitted, retimed
+from lvskit.testing.lacking import without
 from lvskit.testing.live_world import LiveWorld
 from lvskit.testing.wire import Tree
 from lvskit.testing.world import MemoryWorld, Unsupported, World
@@ -48,6 +49,7 @@ class Outcome:
         kind: passed, failed or skipped; `detail` says why.
         step: the first that differed.
         timing: that may be a matter of when the kernel's timers ran.
+        left_out: what of it was not asked for, and why (`lacking`).
     """
 
     name: str
@@ -55,6 +57,7 @@ class Outcome:
     detail: str = ""
     step: int = 0
     timing: bool = False
+    left_out: tuple[str, ...] = ()
 
     @property
     def progress(self) -> float:
@@ -77,6 +80,12 @@ def run_scenario(
     of it, unless it says itself how long the kernel had run (`uptime_s`). The count is looked for
     on the memory datapath, where that takes a moment.
     """
+    scenario, left_out = without(scenario)
+    outcome = _run(scenario, plugins, datapath, memory)
+    return replace(outcome, left_out=tuple(left_out))
+
+
+def _run(scenario: Tree, plugins: Plugins, datapath: str, memory: type[MemoryWorld]) -> Outcome:
     make: MakesWorlds = memory if datapath == "memory" else DATAPATHS[datapath]
 
     def timed(clock: KernelClock, make: MakesWorlds) -> Outcome:
@@ -139,8 +148,6 @@ def _run_step(world: World, scenario: Tree, step: Tree) -> str:
     world.set_time(step["t"])
     seen: Tree = {}
     if do["op"] == "ipvsadm":
-        if "uid" in do:
-            raise Unsupported("privileges of the ipvsadm process itself")
         seen = world.ipvsadm(do["argv"], do.get("stdin", ""))
         if seen["refused"] and expect["rc"] != seen["rc"]:
             raise Unsupported(seen["refused"])
@@ -214,6 +221,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         totals[outcome.kind] += 1
         if outcome.kind != "passed":
             print(f"{outcome.kind}: {outcome.name}: {outcome.detail}", flush=True)
+        for line in outcome.left_out:
+            print(f"left out: {outcome.name}: {line}", flush=True)
     print(", ".join(f"{count} {kind}" for kind, count in totals.items()))
     return 1 if totals["failed"] else 0
 
