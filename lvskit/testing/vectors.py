@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in find(arguments.paths):
         try:
             outcome = run_scenario(load(path), plugins, arguments.datapath)
-        except DatapathError as err:
+        except (DatapathError, OSError) as err:
             print(f"{parser.prog}: {err}", file=sys.stderr)
             return 2
         totals[outcome.kind] += 1
