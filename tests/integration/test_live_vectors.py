@@ -14,6 +14,8 @@ from lvskit.testing.vectors import find, load, run_scenario
 pytestmark = pytest.mark.integration
 VECTORS = Path(__file__).parents[1] / "vectors"
 PLUGINS = load_plugins(strict=True)
+UNSEEN = {"sctp_edges": "packets to a port that no service claims stay in the host's stack"}
+"""Recordings in which the live datapath differs by what it is, and why."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,7 +27,13 @@ def _namespaces() -> None:
 
 def _cases() -> list[object]:
     return [
-        pytest.param(path, id=path.stem)
+        pytest.param(
+            path,
+            id=path.stem,
+            marks=[pytest.mark.xfail(reason=UNSEEN[path.stem], strict=True)]
+            if path.stem in UNSEEN
+            else [],
+        )
         for path in find([VECTORS])
         if not path.stem.startswith(("cli_", "lvsadm_"))  # no packets: the memory datapath's
     ]
