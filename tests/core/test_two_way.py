@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from director_world import (
     CLIENT,
+    LOCAL_ROUTE,
     METHODS,
     ONE,
     OTHER_VIP,
@@ -140,6 +141,17 @@ def test_an_answer_that_comes_too_late() -> None:
     assert isinstance(answer(world, now=118.5), Transmit)
     assert answer(world, now=178.5) == NOT_OURS
     assert len(world.director.table) == 0
+
+
+def test_a_server_that_is_here_is_translated_for_as_well() -> None:
+    """What is rewritten is no longer for the virtual address's own socket."""
+    world = World()
+    world.routes[ONE] = LOCAL_ROUTE
+    world.serve(WEB)
+    server = world.director.add_server(WEB, ONE, 8080, MASQ)
+    assert ends(world.tcp("S"))[2:] == (ONE, 8080)
+    assert set(server.forwarders) == {"masq"}
+    assert ends(answer(world))[:2] == (address(VIP), 80)
 
 
 def test_without_any_service_nothing_is_translated() -> None:

@@ -351,7 +351,15 @@ def test_bytes_behind_a_fragment_are_no_payload() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"src": "10.0.0.2"}, {"dst": "192.168.1.177"}, {"identification": 2}, {"protocol": 6}],
+    [
+        {"src": "10.0.0.2"},
+        {"src": "11.0.0.1"},
+        {"dst": "192.168.1.177"},
+        {"dst": "193.168.1.176"},
+        {"identification": 2},
+        {"identification": 257},
+        {"protocol": 6},
+    ],
 )
 def test_fragments_of_different_datagrams_are_kept_apart(other: Any) -> None:
     made = Reassembler()
@@ -361,7 +369,14 @@ def test_fragments_of_different_datagrams_are_kept_apart(other: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"source": "2001:db8:1::2"}, {"target": "2001:db8::177"}, {"identification": 2}]
+    "other",
+    [
+        {"source": "2001:db8:1::2"},
+        {"source": "3001:db8:1::1"},
+        {"target": "2001:db8::177"},
+        {"identification": 2},
+        {"identification": 0x01000001},
+    ],
 )
 def test_fragments_of_different_ipv6_datagrams_are_kept_apart(other: Any) -> None:
     made = Reassembler()
@@ -407,7 +422,7 @@ def test_the_fragment_header_of_a_whole_datagram_is_taken_out(name: str, behind:
     assert bare(bytes(base / inet6.IPv6ExtHdrFragment(id=9) / end)) == plain
     assert bare(bytes(base / inet6.IPv6ExtHdrFragment(id=9, res1=255, res2=3) / end)) == plain
     assert bare(plain) == plain
-    for part in ({"m": 1}, {"offset": 1}, {"offset": 0x1FFF}):
+    for part in ({"m": 1}, {"offset": 1}, {"offset": 0x20}, {"offset": 0x1FFF}):
         fragment = bytes(base / inet6.IPv6ExtHdrFragment(id=9, **part) / end)
         assert bare(fragment) == fragment
 
