@@ -444,7 +444,7 @@ def test_a_client_acknowledges_what_counts_and_nothing_else() -> None:
     session = client.connect(address(SERVER), 80)
     (syn,) = seen
     assert (inet.IP(syn)[inet.TCP].seq, str(inet.IP(syn)[inet.TCP].flags)) == (0, "S")
-    ends = (address(SERVER), 80), (address(NEAR), 40000)
+    ends, start = ((address(SERVER), 80), (address(NEAR), 40000)), 0xFD000000
     found = []
     for flags, seq, data in (
         (stack.SYN | stack.ACK, 99, b""),
@@ -454,12 +454,12 @@ def test_a_client_acknowledges_what_counts_and_nothing_else() -> None:
         (stack.ACK, 109, b"late"),
     ):
         seen.clear()
-        network.send(stack.tcp(*ends, flags, seq, 1, data), address(NEAR))
+        network.send(stack.tcp(*ends, flags, start + seq, 1, data), address(NEAR))
         network.run()
         segments = [inet.IP(packet)[inet.TCP] for packet in seen]
-        found.append([(str(s.flags), s.seq, s.ack) for s in segments])
-    assert found == [[("A", 1, 100)], [], [("A", 1, 104)], [("A", 2, 109)], [("R", 1, 0)]]
-    assert (session.received, session.ack, session.seq) == (b"somemore", 109, 2)
+        found.append([(str(s.flags), s.seq, s.ack - start) for s in segments])
+    assert found == [[("A", 1, 100)], [], [("A", 1, 104)], [("A", 2, 109)], [("R", 1, -start)]]
+    assert (session.received, session.ack - start, session.seq) == (b"somemore", 109, 2)
 
 
 @pytest.mark.parametrize(
@@ -469,6 +469,7 @@ def test_a_client_acknowledges_what_counts_and_nothing_else() -> None:
         ("A", 6, 1, b"", ("PA", 1, 6, b"hello")),
         ("A", 6, 6, b"", None),
         ("A", 6, 6, b"echo", ("PA", 6, 10, b"echo")),
+        ("A", 0xFE000001, 0xFD000002, b"echo", ("PA", 0xFD000002, 0xFE000005, b"echo")),
         ("FA", 10, 10, b"", ("FA", 10, 11, b"")),
         ("FA", 10, 10, b"bye", ("FA", 10, 14, b"")),
         ("R", 10, 10, b"", None),
