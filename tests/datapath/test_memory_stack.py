@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers import inet, inet6
 
-from lvskit.core.packet import Parsed, parse
+from lvskit.core.packet import Parsed, checksum, parse
 from lvskit.datapath.memory import stack
 from lvskit.testing import packets
 from lvskit.testing.packets import address
@@ -49,6 +49,17 @@ def parsed(packet: bytes) -> Parsed:
 )
 def test_a_sane_header_is_whole(packet: bytes, sane: bool) -> None:
     assert stack.sane(packet) is sane
+
+
+@pytest.mark.parametrize(("words", "sane"), [(4, False), (5, True), (7, True), (8, False)])
+def test_a_header_has_a_length_that_can_be(words: int, sane: bool) -> None:
+    """Even where its checksum is right over as much as there is."""
+    packet = bytearray(packets.udp(CLIENT, 1, HOST, 2))
+    packet[0] = 0x40 | words
+    packet[10:12] = b"\0\0"
+    packet[10:12] = checksum(bytes(packet[: words * 4])).to_bytes(2, "big")
+    assert checksum(bytes(packet[: words * 4])) == 0
+    assert stack.sane(bytes(packet)) is sane
 
 
 @given(st.integers(0, 19), st.integers(1, 255))
