@@ -58,7 +58,7 @@ def build(client: subprocess.Popen[bytes], server: subprocess.Popen[bytes]) -> N
 
 def packets(protocol: str, size: int, flows: int, flags: int) -> list[bytes]:
     """Return one packet for each flow."""
-    from lvskit.core.packet import checksum
+    from lvskit.checksums import checksum
 
     source, target = socket.inet_aton(CLIENT), socket.inet_aton(VIP)
     found = []

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib.metadata import version as _version
 
+from lvskit.checksums import checksum
 from lvskit.core.director import Director
 from lvskit.core.icmp import Refusal, refuse
-from lvskit.core.packet import checksum
 from lvskit.errors import ConfigError, LvskitError, PluginError, UnknownPlugin
 from lvskit.hookspecs import hookimpl
 from lvskit.interfaces import (
@@ -40,6 +40,7 @@ from lvskit.types import (
     Route,
     Transmit,
     Verdict,
+    must_fit,
 )
 
 __version__ = _version("lvskit")
@@ -87,5 +88,6 @@ __all__ = [
     "checksum",
     "hookimpl",
     "load_plugins",
+    "must_fit",
     "refuse",
 ]

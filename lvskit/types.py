@@ -40,6 +40,11 @@ class Flow(NamedTuple):
     vport: int
 
     @property
+    def destination(self) -> bytes:
+        """What the packet is addressed to for which a server is chosen: the virtual address."""
+        return self.vaddr
+
+    @property
     def key(self) -> bytes:
         """The addresses and ports as they lie in a packet: the key of the connection table.
 
@@ -48,6 +53,17 @@ class Flow(NamedTuple):
         """
         ports = self.cport << 16 | self.vport
         return self.caddr + self.vaddr + ports.to_bytes(4, "big")
+
+
+class RelatedFlow(Flow):
+    """The flow of a connection that an ICMP error opens, which is about a packet to the client."""
+
+    __slots__ = ()
+
+    @property
+    def destination(self) -> bytes:
+        """What the packet was addressed to that the error is about: the client."""
+        return self.caddr
 
 
 @dataclass(slots=True)
@@ -108,6 +124,33 @@ class Reason(enum.Enum):
     FRAGMENT = "a fragment"
     TUNNEL_ERROR = "an ICMP error about a tunnel, told to the client; the host may learn from it"
     PLUGIN_FAULT = "a plugin broke its contract"
+
+
+class Reassembled(bytes):
+    """A datagram that came in fragments, put together.
+
+    Attributes:
+        largest: of its fragments, bytes with their headers; the tunnel or path of an IPv6 datagram
+            must have room for that, and not for the whole, which is split again as it came.
+        pieces: of the payload behind the headers that every fragment repeats, bytes each.
+    """
+
+    largest: int
+    pieces: tuple[int, ...]
+
+    def __new__(cls, packet: bytes, largest: int, pieces: tuple[int, ...]) -> Reassembled:
+        """Make one of `packet`, the whole datagram."""
+        self = super().__new__(cls, packet)
+        self.largest, self.pieces = largest, pieces
+        return self
+
+
+def must_fit(packet: bytes) -> int:
+    """Return how many bytes a path must carry for `packet`, IPv6, not to be too big for it.
+
+    Source: Linux net/netfilter/ipvs/ip_vs_xmit.c (__mtu_check_toobig_v6), by behaviour.
+    """
+    return packet.largest if isinstance(packet, Reassembled) else len(packet)
 
 
 class Transmit(NamedTuple):

@@ -20,7 +20,7 @@ PLUGIN_MODULES = sorted(CHECKOUT.glob("plugins/*/src/**/*.py"))
 
 # From the ground up. `lvskit` alone is the package itself, with the public names.
 FLOORS = [
-    ["lvskit.types", "lvskit.errors"],
+    ["lvskit.types", "lvskit.errors", "lvskit.checksums"],
     ["lvskit.interfaces", "lvskit.settings"],
     ["lvskit.records"],
     ["lvskit.hookspecs"],

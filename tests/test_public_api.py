@@ -49,6 +49,7 @@ PUBLIC = [
     "checksum",
     "hookimpl",
     "load_plugins",
+    "must_fit",
     "refuse",
 ]
 

@@ -162,7 +162,10 @@ class Administration:
                 for server in service.servers:
                     self._rebind(server)
         for server in self.services.trash:
+            before = server.rules
             server.rules = (self.services.by_key.get(server.service.key) or self).rules
+            if server.rules.settings.pmtu_disc != before.settings.pmtu_disc:
+                self._rebind(server)
 
     def tick(self, now: float) -> None:
         """Fold counters into the statistics that listings show; tell schedulers the time."""
@@ -339,6 +342,5 @@ class Administration:
             forwarder = server.forwarders[method] = spec.factory(server, options)
             server.made[method] = given
         except Exception as err:
-            text = f"forwarder {method!r} of {server.name} failed: {err!r}"
-            raise ConfigError(text) from err
+            raise ConfigError(f"forwarder {method!r} of {server.name} failed: {err!r}") from err
         return forwarder

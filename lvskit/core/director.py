@@ -14,7 +14,7 @@ from lvskit.core.connection import Connection
 from lvskit.core.packet import parse
 from lvskit.core.related import Related
 from lvskit.core.scheduling import MALFORMED, supersedes
-from lvskit.types import ICMP, ICMPV6, NOT_OURS, TCP, UDP, Drop, Reason, Verdict
+from lvskit.types import ICMP, ICMPV6, NOT_OURS, TCP, UDP, Drop, Reason, Reply, Verdict
 
 _WHOLE: Final = frozenset({b"\0\0", b"\x40\0"})  # flags and offset: no fragment, with or without DF
 _FRAGMENT: Final = Drop(Reason.FRAGMENT)
@@ -86,7 +86,8 @@ class Director(Related):
             return MALFORMED
         if parsed.version not in self.services.versions:
             return NOT_OURS
-        packet = packet[: parsed.length]
+        if len(packet) > parsed.length:  # the link has padded it
+            packet = packet[: parsed.length]
         if parsed.protocol in (ICMP, ICMPV6):
             return self._receive_error(parsed, packet, now, mark)
         table = self.table.connections.get(parsed.protocol)
@@ -105,6 +106,8 @@ class Director(Related):
         if connection is None:
             self._superseded = old
             made = self._schedule(parsed, packet, now, mark)
+            if old is not None and isinstance(made, Reply):
+                self._told(old, made)
             self._end_superseded()
             if not isinstance(made, Connection):
                 return made

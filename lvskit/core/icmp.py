@@ -9,7 +9,8 @@ from __future__ import annotations
 import enum
 from typing import Final, NamedTuple
 
-from lvskit.core.packet import Parsed, checksum
+from lvskit.checksums import checksum
+from lvskit.core.packet import Parsed
 from lvskit.types import ICMP, ICMPV6, Reason, Reply
 
 
@@ -96,11 +97,8 @@ def read_error(packet: bytes, parsed: Parsed) -> Error | None:
     message = packet[parsed.offset :]
     if parsed.fragment or len(message) < 8:
         return None
-    if parsed.protocol == ICMP:
-        told = message[0] in _ERRORS_V4
-    else:
-        told = message[0] < _FIRST_INFORMATION_V6
-    if not told:
+    four = parsed.protocol == ICMP
+    if not (message[0] in _ERRORS_V4 if four else message[0] < _FIRST_INFORMATION_V6):
         return None
     quote = message[8:]
     protocol = quote[9] if len(quote) >= 20 and quote[0] >> 4 == 4 else 0

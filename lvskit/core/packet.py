@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from lvskit.core import states
-from lvskit.types import SCTP, TCP, UDP, Flow
+from lvskit.types import SCTP, TCP, UDP, Flow, RelatedFlow
 
 FRAGMENT_HEADER: Final = 44
 _EXTENSIONS: Final = frozenset({0, 43, FRAGMENT_HEADER, 51, 60, 135})
@@ -28,8 +28,10 @@ class Parsed(NamedTuple):
         length: of the whole datagram by its header; never more than there are bytes.
         fragment: it is part of a larger datagram.
         sport, dport: ports of TCP, UDP and SCTP, else 0.
-        flags: what moves the state (`states`): TCP's flags byte, SCTP's chunk type, else 0.
+        flags: what moves the state (`states`): TCP's flags byte, SCTP's chunk type, else 0;
+            `states.CUT_SHORT` where the transport header is not whole.
         key: of the client's connection, if a client sent it; see `Flow.key`.
+        related: it stands for one that an ICMP error about the answer is about.
     """
 
     version: int
@@ -43,11 +45,13 @@ class Parsed(NamedTuple):
     dport: int = 0
     flags: int = 0
     key: bytes = b""
+    related: bool = False
 
     @property
     def flow(self) -> Flow:
         """The connection that a client's packet belongs to."""
-        return Flow(self.protocol, self.src, self.sport, self.dst, self.dport)
+        kind = RelatedFlow if self.related else Flow
+        return kind(self.protocol, self.src, self.sport, self.dst, self.dport)
 
     def reversed(self) -> Parsed:
         """The fields that a packet the other way would have."""
@@ -59,8 +63,8 @@ class Parsed(NamedTuple):
 def parse(packet: bytes) -> Parsed | None:
     """Return the fields of `packet`, or None where it is malformed.
 
-    A header that claims more than there are bytes, or a TCP or UDP header that is cut short, is
-    malformed; bytes after the end that the header claims (link padding) are not.
+    A header that claims more than there are bytes, or ports that are not there, are malformed;
+    bytes after the end that the header claims (link padding) are not.
     """
     if len(packet) < 20:
         return None
@@ -73,15 +77,17 @@ def parse(packet: bytes) -> Parsed | None:
 def _transport(
     packet: bytes, protocol: int, src: bytes, dst: bytes, offset: int, length: int
 ) -> Parsed | None:
-    """Return the fields of a whole datagram; None where its transport header is cut short."""
+    """Return the fields of a whole datagram; None where its ports are cut off."""
     version = packet[0] >> 4
     least = _TRANSPORT_MINIMUM.get(protocol)
     if least is None:
         return Parsed(version, protocol, src, dst, offset, length, False)
-    if length - offset < least:
+    if length - offset < 4:
         return None
     flags = 0
-    if protocol == TCP:
+    if length - offset < least:
+        flags = states.CUT_SHORT
+    elif protocol == TCP:
         flags = packet[offset + 13]
     elif protocol == SCTP:
         flags = _chunk(packet[offset + 12 : length])
@@ -94,7 +100,7 @@ def _transport(
 def _chunk(chunks: bytes) -> int:
     """Return the type of the SCTP chunk that moves the state: the first, or a bundled ABORT."""
     if len(chunks) < 4:
-        return states.NO_CHUNK
+        return states.CUT_SHORT
     size = chunks[2] << 8 | chunks[3]
     if chunks[0] in states.COOKIE_CHUNKS and size >= 4:
         behind = chunks[size + 3 & ~3 :]
@@ -157,16 +163,3 @@ def _ipv6(packet: bytes) -> Parsed | None:
         if fragment:
             return Parsed(6, protocol, packet[8:24], packet[24:40], offset, length, True)
     return None
-
-
-def checksum(data: bytes) -> int:
-    """Return the Internet checksum (RFC 1071) of `data`: 0 when `data` contains a right one.
-
-    Computed as a remainder of one big integer, which is four times faster than a loop.
-    """
-    if len(data) & 1:
-        data += b"\0"
-    # A sum of 16-bit words with end-around carry is a remainder modulo 0xFFFF; only the
-    # representation of zero differs, and all-zero data alone sums to a true zero.
-    total = int.from_bytes(data, "big") % 0xFFFF
-    return 0xFFFF - total if total or not any(data) else 0

@@ -56,7 +56,7 @@ class Related(Scheduling):
             if connection.reply is not None and not error.intact:
                 return MALFORMED
             return self._forward(connection, packet, is_error=True)
-        made = self._schedule(asked, packet, now, mark, related=True)
+        made = self._schedule(asked._replace(related=True), packet, now, mark)
         if not isinstance(made, Connection):
             return made
         verdict = self._forward(made, packet, is_error=True)
@@ -83,15 +83,17 @@ class Related(Scheduling):
             if not inner[6] & 0x40:
                 return NOT_OURS
             # What the host has learnt outranks the router's word, which may be forged.
-            route = connection.server.route
-            mtu = route.mtu if route is not None else rest & 0xFFFF
+            server = connection.server
+            learnt = server.route if server.counters.inpkts != server.edited_at else None
+            mtu = learnt.mtu if learnt is not None else rest & 0xFFFF
             outer = len(error.quote) - len(inner)
             rest = mtu - outer if mtu > _LEAST_MTU + outer else mtu
-        answer = answer_v4(inner, error.kind, rest)
+        told = Reply(answer_v4(inner, error.kind, rest), Reason.TUNNEL_ERROR)
         counters = self._counters(connection)
-        counters.outpkts += 2  # the kernel counts the request that it puts back, and its answer
-        counters.outbytes += len(inner) + len(answer)
-        return Reply(answer, Reason.TUNNEL_ERROR)
+        counters.outpkts += 1  # the kernel counts the request that it puts back
+        counters.outbytes += len(inner)
+        self._told(connection, told)
+        return told
 
     def _unwrapped(self, quote: bytes) -> bytes | None:
         """Return what the tunnel packet carries that `quote` begins, if it is one of ours."""
@@ -167,11 +169,16 @@ class Related(Scheduling):
             return verdict
         if is_error:  # RFC 1122, 3.2.2: no error is ever sent about an error
             return Drop(verdict.reason)
-        known = self.table.connections[connection.protocol].get(connection.key)
-        if known is connection and connection.reply is None:  # the host's own word, in passing
-            counters.outpkts += 1
-            counters.outbytes += len(verdict.packet)
+        self._told(connection, verdict)
         return verdict
+
+    def _told(self, connection: Connection, reply: Reply) -> None:
+        """Count the host's own word to a client, which passes the director."""
+        known = self.table.connections[connection.protocol].get(connection.key)
+        if known is connection and connection.reply is None:
+            counters = self._counters(connection)
+            counters.outpkts += 1
+            counters.outbytes += len(reply.packet)
 
     def _fault(self, server: RealServer, what: str) -> Verdict:
         """Report what a forwarder did; the packet is lost."""

@@ -31,19 +31,19 @@ class Scheduling(Lifecycle):
     """The part of the Director that opens connections."""
 
     def _schedule(
-        self, parsed: Parsed, packet: bytes, now: float, mark: int, *, related: bool = False
+        self, parsed: Parsed, packet: bytes, now: float, mark: int
     ) -> Connection | Verdict:
         """Return the connection that `packet` opens, or the verdict that it opens none.
 
-        With `related` it is an ICMP error about an answer to what `parsed` says of the client.
+        Where `parsed` is related, `packet` is an ICMP error about an answer to that.
         """
         service = self.services.match(parsed, mark)
-        if parsed.protocol == SCTP and parsed.flags == states.NO_CHUNK:
+        if parsed.flags == states.CUT_SHORT:
             return MALFORMED
         if service is None:
             return NOT_OURS
         settings = service.rules.settings
-        if not (settings.schedule_icmp if related else _opens(parsed, settings)):
+        if not (settings.schedule_icmp if parsed.related else _opens(parsed, settings)):
             return NOT_OURS
         if self.defence.drops_packet(service.rules.drop_rate):
             self.table.dropped_packets += 1
@@ -57,7 +57,7 @@ class Scheduling(Lifecycle):
             else:
                 made = self._schedule_once(service, parsed, now)
             if made is None:
-                return self._leave(service, parsed, packet, now, related)
+                return self._leave(service, parsed, packet, now)
         except PluginError as err:
             self._report(err)
             return FAULT
@@ -134,16 +134,16 @@ class Scheduling(Lifecycle):
         return server
 
     def _leave(
-        self, service: VirtualService, parsed: Parsed, packet: bytes, now: float, related: bool
+        self, service: VirtualService, parsed: Parsed, packet: bytes, now: float
     ) -> Connection | Verdict:
         """Return what becomes of a packet for which its service has no server."""
-        if service.fwmark and service.rules.settings.cache_bypass and not related:
+        if service.fwmark and service.rules.settings.cache_bypass and not parsed.related:
             route = self._routes(parsed.dst)
             if route is not None and not route.local and self._make_room(1):
                 return self._open_bypass(service, parsed, now)
         if service.port == FTP and parsed.dport != FTP:
             return NOT_OURS  # the packet may be for another service of this host
-        return _NO_SERVER if related else refuse(packet, Refusal.PORT_UNREACHABLE)
+        return _NO_SERVER if parsed.related else refuse(packet, Refusal.PORT_UNREACHABLE)
 
     def _open_bypass(self, service: VirtualService, parsed: Parsed, now: float) -> Connection:
         """Return a connection that takes its packets on to where the client sends them."""

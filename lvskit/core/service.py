@@ -22,16 +22,16 @@ Transmitter = Callable[[Any, bytes], Verdict]
 class RealServer:
     """A real server of one virtual service, with its counters; see `lvskit.RealServer`.
 
-    Attributes not named there: `service` it belongs to, `settings` it was given, `persistconns`
-    (templates that name it), `forwarders` by method and the options that they were `made` with,
-    `rules` of its service, and what a new connection binds: `transmit`, and `reply` where the
-    server answers through the director.
+    Attributes not named there: `service` it belongs to, `settings` it was given, `edited_at` (what
+    it had been sent then), `persistconns` (templates that name it), `forwarders` by method and the
+    options that they were `made` with, `rules` of its service, and what a new connection binds:
+    `transmit`, and `reply` where the server answers through the director.
     """
 
     __slots__ = (
-        "activeconns", "address", "available", "counters", "estimator", "forwarders", "idle_since",
-        "inactconns", "last_weight", "made", "overloaded", "persistconns", "port", "reply", "route",
-        "rules", "service", "settings", "transmit", "weight",
+        "activeconns", "address", "available", "counters", "edited_at", "estimator", "forwarders",
+        "idle_since", "inactconns", "last_weight", "made", "overloaded", "persistconns", "port",
+        "reply", "route", "rules", "service", "settings", "transmit", "weight",
     )  # fmt: skip
 
     def __init__(self, service: VirtualService, address: bytes, port: int) -> None:
@@ -44,6 +44,7 @@ class RealServer:
         self.overloaded = False
         self.available = True
         self.counters = Counters()
+        self.edited_at = 0
         self.estimator = Estimator(self.counters)
         self.route: Route | None = None
         self.forwarders: dict[str, Forwarder] = {}
@@ -84,6 +85,7 @@ class RealServer:
     def apply(self, settings: ServerSettings) -> None:
         """Take `settings` over; other thresholds ask the question of overload anew."""
         old, self.settings = self.settings, settings
+        self.edited_at = self.counters.inpkts
         self.weight = settings.weight
         self.last_weight = self.weight or self.last_weight
         if (settings.upper, settings.lower) != (old.upper, old.lower):

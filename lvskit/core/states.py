@@ -20,9 +20,9 @@ FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 INIT_CHUNK: Final = 1
 ABORT_CHUNK: Final = 6
 COOKIE_CHUNKS: Final = frozenset({10, 11})
-NO_CHUNK, BUNDLED_ABORT = 256, 257
-"""What stands for the chunk type where an SCTP packet has no chunk, which changes no state, and
-where an ABORT follows its first."""
+CUT_SHORT, BUNDLED_ABORT = 256, 257
+"""What stands for that byte where a packet ends before it, which changes no state, and where an
+ABORT follows SCTP's first chunk."""
 SCTP_HALF_OPEN: Final = frozenset({1, 2})
 SCTP_ESTABLISHED: Final = 8
 SCTP_CLOSED: Final = 13
@@ -86,7 +86,7 @@ def _tcp(syn: str, fin: str, ack: str, rst: str) -> Transitions:
         return next((row[state] for bit, row in rows.items() if flags & bit), CLOSE)
 
     every = range(len(_TCP_NAMES))
-    return tuple(bytes(after(state, flags) for flags in range(256)) for state in every)
+    return tuple(bytes([*(after(state, flags) for flags in range(256)), state]) for state in every)
 
 
 # Columns: the state before, NO ES SS SR FW TW CL CW LA LI SA.
@@ -155,7 +155,7 @@ STEADY_SECURE: Final = steady(TCP_SECURE)
 
 # --- UDP ---
 
-_STILL: Final = (bytes(256),)
+_STILL: Final = (bytes(257),)
 UDP: Final = Tables(("UDP",), frozenset(), -1, _STILL, _STILL, _STILL)
 """UDP has one state, and no connection of it counts as active."""
 

@@ -56,11 +56,5 @@ class Estimator:
 
     def rates(self) -> Rates:
         """Return the averages, rounded up as the kernel does."""
-        conns, inpkts, outpkts, inbytes, outbytes = self._averages
-        return Rates(
-            (conns + 0x1FF) >> 10,
-            (inpkts + 0x1FF) >> 10,
-            (outpkts + 0x1FF) >> 10,
-            (inbytes + 0xF) >> 5,
-            (outbytes + 0xF) >> 5,
-        )
+        counts, sizes = self._averages[:3], self._averages[3:]
+        return Rates(*(n + 0x1FF >> 10 for n in counts), *(n + 0xF >> 5 for n in sizes))

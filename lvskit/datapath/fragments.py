@@ -5,17 +5,25 @@ Source: RFC 791 section 2.3. Only a datagram without DF may be split, or one tha
 
 from __future__ import annotations
 
-from lvskit.core.packet import checksum
+from collections.abc import Sequence
+from itertools import accumulate
+
+from lvskit.checksums import checksum
+from lvskit.datapath.extensions import FRAGMENT, unfragmentable
 
 _MORE = 0x20
-_FRAGMENT_HEADER = 44
 _DF = 0x40
 _COPIED = 0x80  # the bit of an option's type: it belongs to every fragment
 _END, _NOTHING = 0, 1
 
 
-def fragment(packet: bytes, mtu: int) -> list[bytes]:
+def fragment(packet: bytes, mtu: int, pieces: Sequence[int] = ()) -> list[bytes]:
     """Return `packet`, an IPv4 datagram, as datagrams of at most `mtu` bytes.
+
+    Args:
+        packet: the datagram.
+        mtu: bytes; at least 28.
+        pieces: of the payload as it came, which is split there again if that can be.
 
     Example:
         >>> whole = bytes.fromhex("4500003000070000400400000a0000010a000002") + bytes(28)
@@ -26,11 +34,10 @@ def fragment(packet: bytes, mtu: int) -> list[bytes]:
         return [packet]
     size = (packet[0] & 15) * 4
     header, payload = bytearray(packet[:size]), packet[size:]
-    step = max((mtu - size) // 8 * 8, 8)
     parts = []
-    for start in range(0, len(payload), step):
-        piece = payload[start : start + step]
-        more = _MORE if start + step < len(payload) else 0
+    for start, end in _cuts(len(payload), mtu - size, pieces):
+        piece = payload[start:end]
+        more = _MORE if end < len(payload) else 0
         offset = start // 8
         header[2:4] = (size + len(piece)).to_bytes(2, "big")
         header[6:8] = ((packet[6] & _DF | more) << 8 | offset).to_bytes(2, "big")
@@ -55,23 +62,47 @@ def _blank_options(header: bytearray) -> None:
         at += size
 
 
-def fragment_v6(packet: bytes, mtu: int, identification: int) -> list[bytes]:
-    """Return an IPv6 datagram without extension headers as fragments (RFC 8200 section 4.5).
+def _cuts(length: int, room: int, pieces: Sequence[int]) -> list[tuple[int, int]]:
+    """Return where to split a payload: as it came, or in parts as large as there is room for.
+
+    What has been put in front of the payload since it came is in the first part. Source: Linux
+    net/ipv4/ip_output.c (ip_do_fragment) and net/ipv6/ip6_output.c (ip6_fragment), by behaviour.
+    """
+    if pieces:
+        first = length - sum(pieces[1:])
+        sizes = [first, *pieces[1:]]
+        if max(sizes) <= room and not any(size % 8 for size in sizes[:-1]):
+            ends = list(accumulate(sizes))
+            return list(zip([0, *ends], ends, strict=False))
+    step = room // 8 * 8
+    if step <= 0:
+        return []  # the headers alone are too much
+    return [(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def fragment_v6(
+    packet: bytes, mtu: int, identification: int, pieces: Sequence[int] = ()
+) -> list[bytes]:
+    """Return an IPv6 datagram as fragments (RFC 8200 section 4.5).
+
+    Args:
+        packet: the datagram.
+        mtu: bytes.
+        identification: of all fragments.
+        pieces: see `fragment`.
 
     >>> whole = bytes((0x60, 0, 0, 0, 0, 64, 4, 64)) + bytes(32 + 64)
     >>> [len(part) for part in fragment_v6(whole, 80, 1)]
     [80, 80]
     """
-    payload = packet[40:]
-    step = (mtu - 48) // 8 * 8
+    named, size = unfragmentable(packet)
+    head, payload = bytearray(packet[:size]), packet[size:]
+    head[named] = FRAGMENT
     parts = []
-    for start in range(0, len(payload), step):
-        piece = payload[start : start + step]
-        offset = start | (start + step < len(payload))  # in units of 8 bytes, above three bits
-        header = bytes((packet[6], 0)) + offset.to_bytes(2, "big")
+    for start, end in _cuts(len(payload), mtu - size - 8, pieces):
+        offset = start | (end < len(payload))  # in units of 8 bytes, above three bits
+        header = bytes((packet[named], 0)) + offset.to_bytes(2, "big")
         header += identification.to_bytes(4, "big")
-        length = (8 + len(piece)).to_bytes(2, "big")
-        parts.append(
-            packet[:4] + length + bytes((_FRAGMENT_HEADER,)) + packet[7:40] + header + piece
-        )
+        head[4:6] = (size - 40 + 8 + end - start).to_bytes(2, "big")
+        parts.append(bytes(head) + header + payload[start:end])
     return parts

@@ -14,43 +14,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from lvskit.core.packet import checksum
+from lvskit.checksums import checksum
+from lvskit.datapath.extensions import FRAGMENT, behind_options
+from lvskit.types import Reassembled
 
 TIMEOUT_S: Final = {4: 30.0, 6: 60.0}
 """How long an incomplete datagram is kept, by IP version."""
 _MOST_BYTES: Final = 4 << 20
 _LARGEST_V4: Final = 65535
 _LARGEST_V6: Final = 65535 + 40
-_FRAGMENT_HEADER: Final = 44
-_EXTENSIONS: Final = frozenset({0, 43, 60})  # what may stand before the fragment header
 _DF: Final = 0x40
 
 
 def bare(packet: bytes) -> bytes:
     """Return an IPv6 datagram without the fragment header of one that is whole (RFC 6946)."""
-    named, at = 6, 40  # where the next header is named, and where it is
-    while packet[named] in _EXTENSIONS and at + 8 <= len(packet):
-        named, at = at, at + (packet[at + 1] + 1) * 8
-    if packet[named] != _FRAGMENT_HEADER or at + 8 > len(packet):
+    named, at = behind_options(packet)
+    if packet[named] != FRAGMENT or at + 8 > len(packet):
         return packet
     if packet[at + 2] or packet[at + 3] & 0xF9:
         return packet  # there is more of it
     head = packet[:named] + packet[at : at + 1] + packet[named + 1 : at]
     size = int.from_bytes(packet[4:6], "big") - 8
     return head[:4] + size.to_bytes(2, "big") + head[6:] + packet[at + 8 :]
-
-
-@dataclass(slots=True)
-class Whole:
-    """A datagram put together.
-
-    Attributes:
-        packet: as if it had never been split.
-        size: of its largest fragment, bytes: what goes on shall be no larger.
-    """
-
-    packet: bytes
-    size: int
 
 
 class _Place(enum.Enum):
@@ -82,6 +67,11 @@ class _Queue:
     size: int = 0
     df: int = 0
     held: int = 0
+
+    @property
+    def pieces(self) -> tuple[int, ...]:
+        """How long each payload is, in order."""
+        return tuple(len(part) for _, part in sorted(self.parts.items()))
 
     def place(self, offset: int, end: int) -> _Place:
         """Enter a fragment among the runs, if it is new."""
@@ -117,7 +107,7 @@ class Reassembler:
         self._queues: dict[bytes, _Queue] = {}
         self._held = 0
 
-    def add(self, packet: bytes, now: float) -> Whole | None:
+    def add(self, packet: bytes, now: float) -> Reassembled | None:
         """Take a fragment; return the datagram if it is whole now.
 
         Args:
@@ -129,6 +119,10 @@ class Reassembler:
             return self._add_v4(packet, now)
         return self._add_v6(packet, now)
 
+    def next_timer(self) -> float | None:
+        """Return when the next datagram will have waited too long; None where none waits."""
+        return min((queue.deadline for queue in self._queues.values()), default=None)
+
     def expired(self, now: float) -> list[bytes]:
         """Forget what has waited too long; return the first fragments, which earn an error."""
         late = [key for key, queue in self._queues.items() if now >= queue.deadline]
@@ -137,7 +131,7 @@ class Reassembler:
             self._forget(key)
         return [first for first in firsts if first]
 
-    def _add_v4(self, packet: bytes, now: float) -> Whole | None:
+    def _add_v4(self, packet: bytes, now: float) -> Reassembled | None:
         size = (packet[0] & 15) * 4
         length = packet[2] << 8 | packet[3]
         word = packet[6] << 8 | packet[7]
@@ -159,14 +153,12 @@ class Reassembler:
         head[6:8] = bytes((_DF if queue.df == queue.size else 0, 0))
         head[10:12] = b"\0\0"
         head[10:12] = checksum(bytes(head)).to_bytes(2, "big")
-        return Whole(bytes(head) + whole[len(head) :], queue.size)
+        return Reassembled(bytes(head) + whole[len(head) :], queue.size, queue.pieces)
 
-    def _add_v6(self, packet: bytes, now: float) -> Whole | None:
+    def _add_v6(self, packet: bytes, now: float) -> Reassembled | None:
         length = 40 + (packet[4] << 8 | packet[5])
-        named, at = 6, 40  # where the next header is named, and where it is
-        while packet[named] in _EXTENSIONS:
-            named, at = at, at + (packet[at + 1] + 1) * 8
-        if packet[named] != _FRAGMENT_HEADER:
+        named, at = behind_options(packet)
+        if packet[named] != FRAGMENT:
             return None
         word = packet[at + 2] << 8 | packet[at + 3]
         offset, more = word & 0xFFF8, bool(word & 1)
@@ -182,7 +174,8 @@ class Reassembler:
         if whole is None:
             return None
         payload_length = (len(whole) - 40).to_bytes(2, "big")
-        return Whole(whole[:4] + payload_length + whole[6:], queue.size)
+        whole = whole[:4] + payload_length + whole[6:]
+        return Reassembled(whole, queue.size, queue.pieces)
 
     def _insert(
         self, key: bytes, version: int, packet: bytes, at: int, offset: int, more: bool, now: float

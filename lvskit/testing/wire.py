@@ -9,7 +9,7 @@ import ipaddress
 import re
 from typing import Any
 
-from lvskit.core.packet import checksum
+from lvskit.checksums import checksum
 
 _FLAGS = ((2, "S"), (1, "F"), (4, "R"), (8, "P"), (16, "A"), (32, "U"), (64, "E"), (128, "C"))
 _TUNNELS = {4: "ipip", 41: "ipv6-in-ip"}

@@ -257,6 +257,11 @@ class MemoryWorld(DirectorWorld):
 
     def set_time(self, now: float) -> None:
         """Let time pass until `now`, seconds since the start."""
+        while (due := self.host.reassembler.next_timer()) is not None and due <= now:
+            self._advance(due)
+        self._advance(now)
+
+    def _advance(self, now: float) -> None:
         self.network.advance(now - self.network.now)
         self.director.expire(self.network.now)
         self.host.expire()

@@ -183,19 +183,28 @@ def test_a_fragment_is_dropped() -> None:
 
 
 @pytest.mark.parametrize("size", range(20))
-def test_a_transport_header_cut_short_is_malformed_on_a_live_connection_too(size: int) -> None:
-    """Where the IP header itself says so; the ports may still be there."""
+def test_a_transport_header_cut_short_belongs_to_its_connection_if_the_ports_are_there(
+    size: int,
+) -> None:
+    """It changes no state, and no connection begins with it."""
     world = World()
     world.serve(WEB, ONE)
     world.serve(DNS, ONE)
     world.send("S")
     world.send("A")
     world.director.receive(packets.udp(CLIENT, 1024, VIP, 53), 0.0)
-    short = packets.ip(CLIENT, VIP, TCP, packets.tcp(CLIENT, 1024, VIP, 80, "A")[20 : 20 + size])
-    assert world.director.receive(short, 1.0) == Drop(Reason.MALFORMED)
-    short = packets.ip(CLIENT, VIP, UDP, packets.udp(CLIENT, 1024, VIP, 53)[20 : 20 + size % 8])
-    assert world.director.receive(short, 1.0) == Drop(Reason.MALFORMED)
-    assert [c.deadline for c in world.connections] == [900.0, 300.0]
+    for port in (1024, 1025):
+        known = port == 1024 and size >= 4
+        segment = packets.tcp(CLIENT, port, VIP, 80, "S")[20 : 20 + size]
+        verdict = world.director.receive(packets.ip(CLIENT, VIP, TCP, segment), 1.0)
+        assert isinstance(verdict, Transmit) if known else verdict == Drop(Reason.MALFORMED)
+        known = port == 1024 and size % 8 >= 4
+        segment = packets.udp(CLIENT, port, VIP, 53)[20 : 20 + size % 8]
+        verdict = world.director.receive(packets.ip(CLIENT, VIP, UDP, segment), 1.0)
+        assert isinstance(verdict, Transmit) if known else verdict == Drop(Reason.MALFORMED)
+    tcp, udp = world.connections
+    assert (tcp.state_name, tcp.deadline) == ("ESTABLISHED", 900.0 + (size >= 4))
+    assert udp.deadline == 300.0 + (size % 8 >= 4)
 
 
 # --- which service ---

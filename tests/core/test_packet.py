@@ -12,8 +12,10 @@ from scapy.packet import Packet
 from scapy.utils import checksum as scapy_checksum
 
 from lvskit import TCP, UDP, Flow
+from lvskit.checksums import checksum
 from lvskit.core.connection import unpack
-from lvskit.core.packet import Parsed, checksum, parse, parse_quoted
+from lvskit.core.packet import Parsed, parse, parse_quoted
+from lvskit.core.states import CUT_SHORT
 from lvskit.testing import packets
 from lvskit.types import ICMP
 
@@ -211,7 +213,7 @@ def test_ipv4_fragments(word: int, fragment: bool) -> None:
     assert parsed is not None
     assert parsed.fragment == fragment
     assert (parsed.sport, parsed.dport) == ((0, 0) if fragment else (5, 6))
-    raw = bytearray(packets.ip("10.0.0.1", "10.0.0.2", TCP, bytes(7)))
+    raw = bytearray(packets.ip("10.0.0.1", "10.0.0.2", TCP, bytes(3)))
     raw[6:8] = word.to_bytes(2, "big")
     assert (parse(bytes(raw)) is not None) == fragment
 
@@ -227,12 +229,17 @@ def test_an_ipv4_datagram_cut_anywhere_is_malformed(
 
 @pytest.mark.parametrize("size", [0, 1, 19])
 @pytest.mark.parametrize("protocol", [TCP, UDP])
-def test_a_transport_header_cut_short_is_malformed(protocol: int, size: int) -> None:
+def test_a_transport_header_cut_short_is_malformed_where_the_ports_are(
+    protocol: int, size: int
+) -> None:
     """Also where the IP header itself says that there is no more."""
     short = bytes(min(size, 7) if protocol == UDP else size)
-    assert parse(packets.ip("10.0.0.1", "10.0.0.2", protocol, short)) is None
-    assert parse(packets.ip("::1", "::2", protocol, short)) is None
-    assert parse(packets.ip("10.0.0.1", "10.0.0.2", protocol, bytes(20))) is not None
+    for source, target in (("10.0.0.1", "10.0.0.2"), ("::1", "::2")):
+        parsed = parse(packets.ip(source, target, protocol, short))
+        assert (parsed and parsed.flags) == (None if len(short) < 4 else CUT_SHORT)
+    whole = parse(packets.ip("10.0.0.1", "10.0.0.2", protocol, bytes(20)))
+    assert whole is not None
+    assert whole.flags == 0
 
 
 @pytest.mark.parametrize("first", [0x44, 0x40, 0x05, 0x55, 0x75, 0xF5])

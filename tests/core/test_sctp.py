@@ -57,7 +57,7 @@ def test_every_transition_for_every_chunk(direction: str, state: str) -> None:
     for kind in range(256):
         wanted = after_sctp(direction, state, kind)
         assert states.SCTP.names[table[kind]] == wanted, f"chunk {kind}"
-    assert states.SCTP.names[table[states.NO_CHUNK]] == after_sctp(direction, state, None) == state
+    assert states.SCTP.names[table[states.CUT_SHORT]] == after_sctp(direction, state, None) == state
     assert table[states.BUNDLED_ABORT] == table[ABORT]
     assert len(table) == 258
 
@@ -105,7 +105,7 @@ def test_sctp_of_scapy(chunks: list[Any], six: bool, sport: int, dport: int) -> 
     if kinds[:1] in ([COOKIE_ECHO], [COOKIE_ACK]) and kinds[1:2] == [ABORT]:
         assert parsed.flags == states.BUNDLED_ABORT
     else:
-        assert parsed.flags == (kinds[0] if kinds else states.NO_CHUNK)
+        assert parsed.flags == (kinds[0] if kinds else states.CUT_SHORT)
 
 
 def flags_of(body: bytes) -> int | None:
@@ -120,8 +120,8 @@ COOKIE = bytes((COOKIE_ECHO, 0, 0, 5)) + bytes(1)  # its length leaves out the p
 @pytest.mark.parametrize(
     ("body", "flags"),
     [
-        (b"", states.NO_CHUNK),
-        (bytes((INIT, 0, 0)), states.NO_CHUNK),
+        (b"", states.CUT_SHORT),
+        (bytes((INIT, 0, 0)), states.CUT_SHORT),
         (bytes((INIT, 0, 0, 0)), INIT),
         (bytes((255, 0, 0, 4)), 255),
         (COOKIE + bytes(3) + bytes((ABORT, 0, 0, 4)), states.BUNDLED_ABORT),
@@ -144,7 +144,7 @@ def test_chunks_at_the_edge(body: bytes, flags: int) -> None:
 def test_bytes_behind_the_datagram_are_no_chunk() -> None:
     parsed = parse(sctp(CLIENT, 1, VIP, 2) + bytes((INIT, 0, 0, 4)))
     assert parsed is not None
-    assert parsed.flags == states.NO_CHUNK
+    assert parsed.flags == states.CUT_SHORT
 
 
 @pytest.mark.parametrize("size", range(12))

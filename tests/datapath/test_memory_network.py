@@ -12,6 +12,7 @@ from lvskit.core.icmp import answer_v4
 from lvskit.datapath.memory import Host, Network, stack
 from lvskit.testing import packets
 from lvskit.testing.packets import address
+from lvskit.types import Reassembled
 
 CLIENT, HOST, OTHER, GATEWAY = "10.0.0.1", "192.168.1.11", "192.168.1.12", "192.168.1.1"
 CLIENT6, HOST6, OTHER6, GATEWAY6 = "2001:db8:1::1", "2001:db8::11", "2001:db8::12", "2001:db8::1"
@@ -85,8 +86,10 @@ def test_what_a_host_owns() -> None:
 def test_routes() -> None:
     wire = Wire(mtu=1400)
     host = wire.host
-    assert host.routes(address(HOST)) == Route(address(HOST), 1400, local=True)
-    assert host.routes(address(QUIET)) == Route(address(QUIET), 1400, local=True)
+    # To itself by the loopback device, whose MTU of 65536 no IPv4 header can tell.
+    assert host.routes(address(HOST)) == Route(address(HOST), 65535, local=True)
+    assert host.routes(address(QUIET)) == Route(address(QUIET), 65535, local=True)
+    assert host.routes(address(HOST6)) == Route(address(HOST6), 65536, local=True)
     assert host.routes(address(OTHER)) == Route(address(HOST), 1400)
     assert host.routes(address(CLIENT)) == Route(address(HOST), 1400)
     # Of several own addresses, the first for IPv4, for IPv6 the last.
@@ -256,13 +259,15 @@ def test_a_path_may_be_narrower() -> None:
 
 @pytest.mark.parametrize(
     ("largest", "wanted"),
-    [(0, [1020]), (1500, [1020]), (1020, [1020]), (1019, [1012, 28]), (300, [300] * 3 + [180])],
+    [(1500, [1020]), (1020, [1020]), (1019, [1012, 28]), (300, [300] * 3 + [180])],
 )
 def test_what_came_in_fragments_goes_in_no_larger_ones(largest: int, wanted: list[int]) -> None:
     """Also with DF, which is then on every fragment."""
     wire = Wire()
     for df in (True, False):
-        wire.host.transmit(packets.ip(HOST, OTHER, 17, bytes(1000), df=df), largest=largest)
+        packet = packets.ip(HOST, OTHER, 17, bytes(1000), df=df)
+        came = Reassembled(packet, largest, ())
+        wire.host.transmit(packet, came=came)
         parts = wire.sent()
         assert sizes(parts) == wanted
         assert {part[6] & 0x40 for part in parts} == {0x40 * df}
@@ -281,10 +286,24 @@ def test_options_are_split_with_the_header() -> None:
 def test_of_ipv6_what_came_in_fragments_goes_in_fragments() -> None:
     wire = Wire()
     packet = packets.udp(HOST6, 1, OTHER6, 2, payload=bytes(2000))
-    wire.host.transmit(packet, largest=1400)
+    wire.host.transmit(packet, came=Reassembled(packet, 1400, ()))
     parts = [inet6.IPv6(part) for part in wire.sent()]
     assert all(len(bytes(part)) <= 1400 for part in parts)
     assert bytes(inet6.defragment6(parts)) == packet
+
+
+def test_of_ipv6_what_came_in_fragments_is_split_where_it_was() -> None:
+    wire = Wire()
+    packet = packets.udp(HOST6, 1, OTHER6, 2, payload=bytes(292))
+    came = Reassembled(packet, 252, (100, 200))
+    wire.host.transmit(packet, came=came)
+    assert sizes(wire.sent()) == [348]  # no multiple of 8, and the least path of IPv6 is 1280
+    wire.host.transmit(packet, came=Reassembled(packet, 248, (104, 196)))
+    assert sizes(wire.sent()) == [40 + 8 + 104, 40 + 8 + 196]
+    inside = packet[40:]
+    tunnel = packets.ip(HOST6, OTHER6, 41, packet)
+    wire.host.transmit(tunnel, came=came)  # there is room for the whole tunnel
+    assert sizes(wire.sent()) == [40 + 40 + len(inside)]
 
 
 # --- putting together ---

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers import inet, inet6
 
-from lvskit.core.packet import Parsed, checksum, parse
+from lvskit.checksums import checksum
+from lvskit.core.packet import Parsed, parse
 from lvskit.datapath.memory import stack
 from lvskit.testing import packets
 from lvskit.testing.packets import address

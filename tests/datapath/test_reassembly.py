@@ -59,7 +59,7 @@ def feed(made: Reassembler, fragments: list[bytes], now: float = 0.0) -> list[by
         assert parsed is not None
         assert parsed.fragment
     found = [made.add(fragment, now) for fragment in fragments]
-    return [whole.packet for whole in found if whole is not None]
+    return [whole for whole in found if whole is not None]
 
 
 # --- what scapy takes apart ---
@@ -93,8 +93,8 @@ def test_what_scapy_fragments_is_put_together(
     assert feed(made, early) == []
     whole = made.add(last, 0.0)
     assert whole is not None
-    assert whole.packet == bytes(datagram)
-    assert whole.size == max(map(len, parts))
+    assert whole == bytes(datagram)
+    assert whole.largest == max(map(len, parts))
     assert made.expired(1e9) == []
 
 
@@ -132,8 +132,8 @@ def test_what_scapy_fragments_of_ipv6_is_put_together(
     assert feed(made, parts[:-1]) == []
     found = made.add(parts[-1], 0.0)
     assert found is not None
-    assert found.packet == whole
-    assert found.size == max(map(len, parts))
+    assert found == whole
+    assert found.largest == max(map(len, parts))
 
 
 # --- what does not fit ---
@@ -211,7 +211,7 @@ def test_clashing_fragments_by_linuxs_rules(
             continue  # it is no fragment
         wanted = slow.add(start * 8, data, more) if data else slow._give_up()
         found = made.add(make(data, start * 8, more), 0.0)
-        assert (found.packet[head:] if found else None) == wanted
+        assert (found[head:] if found else None) == wanted
 
 
 @pytest.mark.parametrize(
@@ -342,8 +342,8 @@ def test_bytes_behind_a_fragment_are_no_payload() -> None:
         made = Reassembler()
         whole = [made.add(part, 0.0) for part in parts]
         assert whole[1] is not None
-        assert whole[1].packet[head:] == b"\1" * 8 + b"\2" * 3
-        assert whole[1].size == len(parts[0]) - 4
+        assert whole[1][head:] == b"\1" * 8 + b"\2" * 3
+        assert whole[1].largest == len(parts[0]) - 4
 
 
 # --- whose fragments they are ---

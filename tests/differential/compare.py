@@ -48,6 +48,7 @@ _CLOCK_ERROR_S = 1.5e-4
 _BOOT_S = 0.0005
 """Until the kernel that is asked gets to its first scenario."""
 _TUNNELS = frozenset({4, 41, 47})
+_EXTENSIONS, _FRAGMENT = frozenset({0, 43, 60}), 44
 
 
 # --- the kernel ---
@@ -91,8 +92,9 @@ def ask(scenarios: Iterable[Scenario], program: str | None = None) -> dict[str, 
 def without_chance(packet: bytes) -> bytes:
     """Return a packet that the director sent, without what the kernel leaves to chance.
 
-    That is: the IP ID of its own ICMP and of tunnels without DF, the source port of GUE, the flow
-    label of its own ICMPv6 and resets; and the checksums over them, where they were right.
+    That is: the IP ID of its own ICMP and of tunnels without DF, and that of IPv6 fragments; the
+    source port of GUE; the flow label of its own ICMPv6 and resets; and the checksums over them,
+    where they were right.
     """
     if packet[0] >> 4 == 6:
         return _ipv6(packet)
@@ -116,6 +118,14 @@ def without_chance(packet: bytes) -> bytes:
 
 def _ipv6(packet: bytes) -> bytes:
     changed = bytearray(packet)
+    named, at = 6, 40  # where the next header is named, and where it is
+    while packet[named] in _EXTENSIONS and at + 8 <= len(packet):
+        named, at = at, at + (packet[at + 1] + 1) * 8
+    if packet[named] == _FRAGMENT and at + 8 <= len(packet):
+        changed[at + 4 : at + 8] = bytes(4)
+        first = not (packet[at + 2] or packet[at + 3] & 0xF8)
+        if first and packet[8:24] in _OWN and packet[at] == 17 and _gue(packet[at + 8 :]):
+            changed[at + 8 : at + 10] = changed[at + 14 : at + 16] = b"\0\0"
     if packet[8:24] in _OWN and (packet[6] == 58 or _reset(packet)):
         changed[1:4] = bytes((packet[1] & 0xF0, 0, 0))
     if packet[8:24] in _OWN and packet[6] == 17 and _gue(packet[40:]):

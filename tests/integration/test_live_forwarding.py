@@ -32,7 +32,7 @@ from live_network import (
 )
 
 from lvskit import Director, ForwarderSpec, hookimpl, load_plugins
-from lvskit.core.packet import checksum
+from lvskit.checksums import checksum
 from lvskit.plugins import Plugins, Source
 from lvskit.settings import ServerSettings, ServiceSettings
 from lvskit.types import ICMP, ICMPV6, NOT_OURS, TCP, Deliver, Route, Transmit, Verdict

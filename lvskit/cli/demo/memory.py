@@ -20,11 +20,11 @@ class _Recorder(RealServerHost):
 
     last: bytes | None = None
 
-    def deliver(self, packet: bytes, largest: int = 0) -> None:
+    def deliver(self, packet: bytes) -> None:
         """Keep `packet` if it is a tunnel's, and go on."""
         if packet[9] == _IPIP:
             self.last = packet
-        super().deliver(packet, largest)
+        super().deliver(packet)
 
 
 class MemoryStage:

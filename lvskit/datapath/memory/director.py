@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lvskit.core.director import Director
+from lvskit.core.icmp import read_error
 from lvskit.core.packet import Parsed, parse
 from lvskit.datapath.memory import stack
 from lvskit.datapath.memory.network import Host, Network
 from lvskit.datapath.memory.server import Services
-from lvskit.types import Deliver, NotOurs, Reason, Reply, Transmit
+from lvskit.types import ICMP, Deliver, NotOurs, Reason, Reply, Transmit
 
+IPIP, GRE = 4, 47
 _TUNNEL_ERROR = Reason.TUNNEL_ERROR
 
 
@@ -64,43 +66,55 @@ class DirectorHost(Host):
         self.marks = list(marks)
         self.services = services
 
-    def deliver(self, packet: bytes, largest: int = 0) -> None:
+    def deliver(self, packet: bytes) -> None:
         """Ask the Director what to do with a packet that is addressed to this host."""
         verdict = self.director.receive(packet, self.network.now, self._mark(packet))
         if isinstance(verdict, Transmit):
-            if packet[0] >> 4 == 6 and verdict.packet[0] >> 4 == 4:
-                largest = 0  # in a tunnel only IPv4 in IPv4 is cut as it came
-            self.transmit(verdict.packet, verdict.via, largest)
+            self.transmit(verdict.packet, verdict.via, packet)
         elif isinstance(verdict, Reply):
             self.transmit(verdict.packet)
         elif isinstance(verdict, Deliver | NotOurs):
             self.answer(getattr(verdict, "packet", b"") or packet)
-        if getattr(verdict, "reason", 0) is _TUNNEL_ERROR and self.learn(packet):
+        heeded = getattr(verdict, "reason", 0) is _TUNNEL_ERROR or (
+            isinstance(verdict, NotOurs) and self._about_own_tunnel(packet)
+        )
+        if heeded and self.learn(packet):
             self.director.routes_changed()
+
+    def _about_own_tunnel(self, packet: bytes) -> bool:
+        """Whether a message quotes a tunnel packet that the host's stack knows what to do with.
+
+        Linux net/ipv4/ip_gre.c (gre_err) heeds an error about GRE at all times, ipip.c where the
+        host unpacks IP in IP.
+        """
+        parsed = parse(packet)
+        error = None if parsed is None or parsed.protocol != ICMP else read_error(packet, parsed)
+        if error is None:
+            return False
+        return error.quoted_protocol == GRE or (self.unpacks and error.quoted_protocol == IPIP)
 
     def forward(self, packet: bytes) -> None:
         """Send a packet for somebody else on its way; it may be a server's answer to a client."""
         parsed = parse(packet)
-        largest = 0
         if parsed is not None and parsed.fragment and self.director.services.by_key:
             whole = self.reassembler.add(packet, self.network.now)
             if whole is None:
                 return
-            packet, largest = whole.packet, whole.size
+            packet = whole
         passed = stack.decremented(packet)
         if passed is not None:
-            self._answer(passed, largest)
+            self._answer(passed, packet)
 
     def send(self, packet: bytes) -> None:
         """Send a packet of this host's own sockets, which the Director gets to know."""
         self._answer(packet)
 
-    def _answer(self, packet: bytes, largest: int = 0) -> None:
+    def _answer(self, packet: bytes, came: bytes = b"") -> None:
         verdict = self.director.replied(packet, self.network.now)
         if isinstance(verdict, Transmit):
-            self.transmit(verdict.packet, verdict.via, largest)
+            self.transmit(verdict.packet, verdict.via, came)
         elif isinstance(verdict, NotOurs):
-            self.transmit(packet, largest=largest)
+            self.transmit(packet, came=came)
 
     def tcp(self, packet: bytes, parsed: Parsed) -> bytes | None:
         """Answer as the host's own services say."""

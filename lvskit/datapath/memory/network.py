@@ -12,14 +12,17 @@ from collections.abc import Callable, Iterable
 
 from lvskit.core.icmp import Refusal, answer_v4, read_error, refuse
 from lvskit.core.packet import Parsed, parse
+from lvskit.datapath.extensions import behind_options
 from lvskit.datapath.fragments import fragment, fragment_v6
 from lvskit.datapath.memory import stack
 from lvskit.datapath.reassembly import Reassembler, bare
-from lvskit.types import ICMP, ICMPV6, TCP, UDP, Route
+from lvskit.types import ICMP, ICMPV6, TCP, UDP, Reassembled, Route
 
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 _IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 _DF = 0x40
+_LEAST_MTU_V6 = 1280  # RFC 8200
+_LOOPBACK_MTU = {4: 65535, 16: 65536}
 _LEAST_PATH_MTU = 552  # Linux net.ipv4.route.min_pmtu
 _REASSEMBLY_TIME_EXCEEDED = (11, 1)
 _IP_IN_IP = frozenset({4, 41})
@@ -102,7 +105,7 @@ class Host:
         self.paths: dict[bytes, int] = {}
         self.unpacks = False
         self.reassembler = Reassembler()
-        self._identification = 0
+        self._identification = 1 << 16  # of IPv6 fragments; nobody else counts from there
         self.addresses = [i.ip.packed for i in interfaces]
         network.attach(self, self.addresses)
 
@@ -114,7 +117,7 @@ class Host:
     def routes(self, address: bytes) -> Route | None:
         """Return the way to `address` (packed), None where there is none."""
         if self.owns(address):
-            return Route(address, self.mtu, local=True)
+            return Route(address, _LOOPBACK_MTU[len(address)], local=True)
         if self._next_hop(address) is None:
             return None
         same = [own for own in self.addresses if len(own) == len(address)]
@@ -153,15 +156,10 @@ class Host:
         else:
             whole = self.reassembler.add(packet, self.network.now)
             if whole is not None:
-                self.deliver(whole.packet, whole.size)
+                self.deliver(whole)
 
-    def deliver(self, packet: bytes, largest: int = 0) -> None:
-        """Hand a packet that is addressed to this host to its own sockets.
-
-        Args:
-            packet: a whole datagram.
-            largest: bytes of its largest fragment, if it came in fragments.
-        """
+    def deliver(self, packet: bytes) -> None:
+        """Hand a whole packet that is addressed to this host to its own sockets."""
         self.answer(packet)
 
     def answer(self, packet: bytes) -> None:
@@ -180,7 +178,7 @@ class Host:
         elif parsed.protocol in (ICMP, ICMPV6):
             reply = stack.echo_reply(packet, parsed)
         elif parsed.protocol not in _HANDLED:
-            at = 6 if parsed.version == 6 else 0  # where an IPv6 header names the protocol
+            at = behind_options(packet)[0] if parsed.version == 6 else 0  # where that is named
             reply = refuse(packet, Refusal.PROTOCOL_UNREACHABLE, mtu=at).packet
         if reply is not None:
             self.send(reply)
@@ -225,13 +223,15 @@ class Host:
         """Send a packet of this host's own sockets."""
         self.transmit(packet)
 
-    def transmit(self, packet: bytes, via: bytes = b"", largest: int = 0) -> None:
+    def transmit(self, packet: bytes, via: bytes = b"", came: bytes = b"") -> None:
         """Route a packet and put it on the wire, in fragments where it must and may be split.
 
         Args:
             packet: a whole datagram.
             via: packed address whose next hop carries it; empty = its destination.
-            largest: bytes of the largest fragment that it came in; no larger ones are sent.
+            came: what it was before the director looked at it: if it came in fragments, it may be
+                split again, and no fragment is larger than any that came, unless it is now in a
+                tunnel that is IPv6 or carries that.
         """
         version = packet[0] >> 4
         target = via or (packet[16:20] if version == 4 else packet[24:40])
@@ -241,13 +241,21 @@ class Host:
         next_hop = self._next_hop(target)
         if next_hop is None:
             return
-        mtu = min(self.paths.get(target, self.mtu), largest or self.mtu)
-        if len(packet) > mtu and not largest and (version == 6 or packet[6] & _DF):
+        mtu, size = self.paths.get(target, self.mtu), len(packet)
+        pieces: tuple[int, ...] = ()
+        if isinstance(came, Reassembled):
+            six = came[0] >> 4 == 6
+            if size == len(came) or (version == 4 and not six):
+                mtu = min(mtu, came.largest)
+            pieces = came.pieces if six else ()
+        elif size > mtu and (version == 6 or packet[6] & _DF):
             return
-        if version == 6 and len(packet) > mtu:
-            self._identification += 1
-            parts = fragment_v6(packet, mtu, self._identification)
+        if version == 4:
+            parts = fragment(packet, mtu, pieces)
+        elif size <= mtu:
+            parts = [packet]
         else:
-            parts = fragment(packet, mtu)
+            self._identification += 1
+            parts = fragment_v6(packet, max(mtu, _LEAST_MTU_V6), self._identification, pieces)
         for part in parts:
             self.network.send(part, next_hop)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ipaddress
 
-from lvskit.core.packet import Parsed, checksum
+from lvskit.checksums import checksum
+from lvskit.core.packet import Parsed
+from lvskit.core.states import CUT_SHORT
 from lvskit.types import ICMP, TCP, UDP
 
 FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
@@ -58,7 +60,9 @@ def decremented(packet: bytes) -> bytes | None:
 
 
 def transport_intact(packet: bytes, parsed: Parsed) -> bool:
-    """Whether the TCP or UDP checksum is right (0 in UDP over IPv4 means none)."""
+    """Whether a TCP or UDP header is whole, and its checksum right (0 in UDP over IPv4: none)."""
+    if parsed.flags == CUT_SHORT:
+        return False
     segment = packet[parsed.offset :]
     if parsed.protocol == UDP and segment[6:8] == b"\0\0":
         return parsed.version == 4

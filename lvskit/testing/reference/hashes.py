@@ -86,7 +86,7 @@ class DestinationHash(SchedulerBase):
     def schedule(self, flow: Flow) -> Any:
         """Return the server of the address, where it is usable."""
         table = list(islice(cycle(self.servers), BUCKETS))
-        chosen = table[bucket(folded(flow.vaddr))] if table else None
+        chosen = table[bucket(folded(flow.destination))] if table else None
         return chosen if chosen is not None and usable(chosen) else None
 
 

@@ -94,16 +94,16 @@ class _ByAddress(SchedulerBase):
 
     def _entry(self, flow: Flow) -> Entry | None:
         """Return what is remembered of the address that a client asks for."""
-        entry = self._entries.get(flow.vaddr)
+        entry = self._entries.get(flow.destination)
         if entry is not None:
             entry.used = self._now or 0.0
         return entry
 
     def _remember(self, flow: Flow, server: Any) -> None:
         """Make a new entry, where there is room."""
-        self._entries.pop(flow.vaddr, None)
+        self._entries.pop(flow.destination, None)
         if len(self._entries) < ROOM * 3 // 2:
-            entry = self._entries[flow.vaddr] = Entry(self._now or 0.0)
+            entry = self._entries[flow.destination] = Entry(self._now or 0.0)
             entry.servers.append((server.address, server.port))
 
     def _is_there(self, server: Any) -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from fuzzkit import wire
 
+from lvskit.checksums import checksum
 from lvskit.core.icmp import Refusal, read_error, refuse
-from lvskit.core.packet import Parsed, checksum, parse, parse_quoted
+from lvskit.core.packet import Parsed, parse, parse_quoted
 from lvskit.datapath.fragments import fragment, fragment_v6
+from lvskit.datapath.reassembly import Reassembler
 from lvskit.hostsetup.decapsulator import inner_packet
 from lvskit.types import ICMP, ICMPV6
 
@@ -45,13 +47,16 @@ def _check_fields(parsed: Parsed, data: bytes) -> None:
 
 def _check_fragments(packet: bytes) -> None:
     """Cut `packet` up as the host would, which is done to headers without options alone."""
-    header = 20 if packet[0] == 0x45 else 40
-    if packet[0] >> 4 == 4 and header != 20:
-        return
-    for mtu in _MTUS:
-        if len(packet) <= mtu or packet[6] & 0x40:
-            continue
-        pieces = fragment(packet, mtu) if header == 20 else fragment_v6(packet, mtu, 1)
-        assert all(len(piece) <= mtu for piece in pieces)
-        extra = 0 if header == 20 else 8
-        assert b"".join(piece[header + extra :] for piece in pieces) == packet[header:]
+    if packet[0] >> 4 == 6:
+        parts = fragment_v6(packet, _MTUS[-1], 1)
+        assert all(len(part) <= _MTUS[-1] for part in parts)
+        made = Reassembler()
+        whole = [made.add(part, 0.0) for part in parts]
+        assert not whole or whole[-1] == packet
+    elif packet[0] == 0x45:
+        for mtu in _MTUS:
+            if len(packet) <= mtu or packet[6] & 0x40:
+                continue
+            parts = fragment(packet, mtu)
+            assert all(len(part) <= mtu for part in parts)
+            assert b"".join(part[20:] for part in parts) == packet[20:]

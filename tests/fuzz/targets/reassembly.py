@@ -32,10 +32,10 @@ def check(data: bytes) -> None:
             whole = kept.add(sent.packet, now)
             assert kept._held <= _LIMIT
             if whole is not None:
-                found = parse(whole.packet)
+                found = parse(whole)
                 assert found is None or not found.fragment
-                assert found is None or found.length == len(whole.packet)
-                assert whole.size <= len(whole.packet) + 8
+                assert found is None or found.length == len(whole)
+                assert whole.largest <= len(whole) + 8
         now += source.pick((0.0, 0.0, 1.0, 29.0, 61.0))
         for first in kept.expired(now):
             assert parse(first) is not None

@@ -19,6 +19,7 @@ from lvskit import (
     Verdict,
     checksum,
     hookimpl,
+    must_fit,
     refuse,
 )
 
@@ -66,7 +67,7 @@ class Direct:
         if hops <= 1:
             return refuse(packet, Refusal.TIME_EXCEEDED)
         passed = b"%b%c%b" % (packet[:7], hops - 1, packet[8:])
-        if len(packet) > self._mtu:
+        if must_fit(packet) > self._mtu:
             return refuse(passed, Refusal.TOO_BIG, mtu=self._mtu)
         return Transmit(passed, self._route, self._via)
 

@@ -15,6 +15,8 @@ from lvskit_fwd_masq.crc32c import crc32c
 
 DF: Final = 0x40
 _CHECKSUMS: Final = {TCP: 16, UDP: 6}  # where they stand in their headers
+LEAST: Final = {TCP: 20, UDP: 8, SCTP: 12}
+"""How long their headers are at least: what is cut short cannot be rewritten."""
 _AUTHENTICATION: Final = 51
 _FRAGMENT: Final = 44
 _EXTENSIONS: Final = frozenset({0, 43, _FRAGMENT, _AUTHENTICATION, 60, 135})

@@ -19,10 +19,11 @@ from lvskit import (
     Route,
     Transmit,
     Verdict,
+    must_fit,
     refuse,
 )
 from lvskit_fwd_masq.errors import ICMP, ICMPV6, translate_error
-from lvskit_fwd_masq.headers import DF, one_hop_less, translate, transport
+from lvskit_fwd_masq.headers import DF, LEAST, one_hop_less, translate, transport
 from lvskit_fwd_masq.quick import to_client, to_server
 
 _SOURCE: Final = {4: 12, 6: 8}
@@ -75,7 +76,7 @@ class Masq:
         if self._hops:
             if packet[8 if self._version == 4 else 7] <= 1:
                 return refuse(packet, Refusal.TIME_EXCEEDED)
-            if len(packet) > self._mtu:
+            if (must_fit(packet) if self._version == 6 else len(packet)) > self._mtu:
                 if protocol == ICMP:
                     # Nobody may be told about it, so the kernel splits it in spite of its DF.
                     packet = b"%b%c%b" % (packet[:6], packet[6] & ~DF, packet[7:])
@@ -86,6 +87,8 @@ class Masq:
             rewritten = translate_error(packet, at, address, port, self._hops, inward=True)
             if rewritten is None:
                 return _MALFORMED
+        elif len(packet) < at + LEAST[protocol]:
+            return _MALFORMED
         else:
             rewritten = translate(packet, protocol, at, where, address, at + 2, port, self._hops)
         return Transmit(rewritten, self._route) if self._hops else Deliver(rewritten)
@@ -112,6 +115,8 @@ class Masq:
             rewritten = translate_error(packet, at, address, port, 0, inward=False)
             if rewritten is None:
                 return _MALFORMED
+        elif len(packet) < at + LEAST[protocol]:
+            return _MALFORMED
         else:
             rewritten = translate(packet, protocol, at, where, address, at, port, 0)
         return Transmit(rewritten, self._route)

@@ -9,6 +9,7 @@ from struct import Struct
 from typing import Final
 
 from lvskit import TCP, UDP
+from lvskit_fwd_masq.headers import LEAST
 
 # Front, TTL, protocol, header checksum, source, target, source port, target port, what lies
 # between, checksum.
@@ -27,7 +28,7 @@ def to_server(packet: bytes, address: int, port: int, hops: int) -> bytes | None
         hops: taken off its TTL, which must be larger.
     """
     layout = _INWARD.get(packet[9]) if packet[0] == 0x45 else None
-    if layout is None:
+    if layout is None or len(packet) < LEAST[packet[9]] + 20:
         return None
     front, ttl, protocol, total, source, target, sport, dport, between, check = layout.unpack_from(
         packet
@@ -54,7 +55,7 @@ def to_client(packet: bytes, address: int, port: int) -> bytes | None:
         port: the virtual one.
     """
     layout = _OUTWARD.get(packet[9]) if packet[0] == 0x45 else None
-    if layout is None:
+    if layout is None or len(packet) < LEAST[packet[9]] + 20:
         return None
     front, total, source, target, sport, between, check = layout.unpack_from(packet)
     datagram = packet[9] == UDP

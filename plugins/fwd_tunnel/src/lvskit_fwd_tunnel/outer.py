@@ -21,6 +21,7 @@ from lvskit import (
     Transmit,
     Verdict,
     checksum,
+    must_fit,
     refuse,
 )
 
@@ -111,21 +112,27 @@ class Tunnel:
         df = packet[6] & self._copied
         if df and packet[9] != _ICMP and self._mtu >= 0:
             return refuse(inner, Refusal.TOO_BIG, mtu=self._mtu)
-        length = len(packet) + self.overhead
-        if self._mtu < 0 or length > _LARGEST - (20 if len(self._target) == 4 else 0):
-            return _TOO_BIG  # or no header could say how long it is
+        if self._mtu < 0 or not self._expressible(packet):
+            return _TOO_BIG
         # Nobody may be told about an ICMP error, so the kernel splits it in spite of its DF.
         head = self._head(4, packet[1], len(inner), packet[8] - 1, b"", 0, number=not df)
         return Transmit(head + inner, self._route)
+
+    def _expressible(self, packet: bytes) -> bool:
+        """Whether an outer header can say how long it is with `packet` in it."""
+        length = len(packet) + self.overhead
+        return length <= _LARGEST - (20 if len(self._target) == 4 else 0)
 
     def _transmit_v6(self, packet: bytes) -> Verdict:
         hops = packet[7]
         if hops <= 1:
             return refuse(packet, Refusal.TIME_EXCEEDED)
         inner = b"%b%c%b" % (packet[:7], hops - 1, packet[8:])
-        if len(packet) > self._mtu:
+        if must_fit(packet) > self._mtu:
             # In IPv6 only the sender splits packets, whatever the service says of path MTUs.
             return refuse(inner, Refusal.TOO_BIG, mtu=self._mtu) if self._mtu >= 0 else _TOO_BIG
+        if len(packet) > self._mtu and not self._expressible(packet):
+            return _TOO_BIG
         # Bytes 0 and 1 hold the traffic class; 4 and 5 the length.
         known = packet[:2] + packet[4:6] + packet[7:8]
         head = self._known.get(known)

@@ -34,7 +34,7 @@ class DestinationHashing(SchedulerBase):
             table = self._table = list(islice(cycle(self.servers), BUCKETS))
         if not table:
             return None
-        server = table[bucket(fold(flow.vaddr))]
+        server = table[bucket(fold(flow.destination))]
         return server if usable(server) else None
 
     def server_added(self, server: RealServer) -> None:

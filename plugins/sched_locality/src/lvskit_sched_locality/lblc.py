@@ -27,7 +27,7 @@ class LocalityLeastConnection(SchedulerBase):
 
         As in the kernel, a server over its upper threshold keeps the addresses that it has.
         """
-        entry = self._cache.find(flow.vaddr)
+        entry = self._cache.find(flow.destination)
         known = entry.servers[0] if entry is not None else None
         if (
             known is not None
@@ -38,7 +38,7 @@ class LocalityLeastConnection(SchedulerBase):
             return known
         server = least_loaded(self.servers)
         if server is not None:
-            self._cache.store(flow.vaddr, server)
+            self._cache.store(flow.destination, server)
         return server
 
     def server_added(self, server: RealServer) -> None:

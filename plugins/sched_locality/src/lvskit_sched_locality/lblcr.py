@@ -29,7 +29,7 @@ class ReplicatedLocality(SchedulerBase):
     def schedule(self, flow: Flow) -> RealServer | None:
         """Return the least loaded server of the set, or of all, which then joins the set."""
         cache = self._cache
-        entry = cache.find(flow.vaddr)
+        entry = cache.find(flow.destination)
         if entry is not None:
             # Chosen before the set shrinks: it may be the one that leaves.
             server = least_loaded(entry.servers)
@@ -44,7 +44,7 @@ class ReplicatedLocality(SchedulerBase):
         if server is None:
             return None
         if entry is None:
-            cache.store(flow.vaddr, server)
+            cache.store(flow.destination, server)
         elif server not in entry.servers:
             entry.servers.insert(0, server)
             entry.changed = cache.now

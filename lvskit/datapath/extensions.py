@@ -1,0 +1,41 @@
+"""The extension headers of IPv6 datagrams (RFC 8200, section 4)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+HOP_BY_HOP: Final = 0
+ROUTING: Final = 43
+FRAGMENT: Final = 44
+DESTINATION: Final = 60
+_REPEATED: Final = frozenset({HOP_BY_HOP, ROUTING, DESTINATION})
+
+
+def behind_options(packet: bytes) -> tuple[int, int]:
+    """Return where the first header that is no option is named, and where it is.
+
+    Options are the headers that may stand before a fragment header: hop-by-hop and destination
+    options, and routing headers.
+
+    >>> behind_options(bytes((0x60, 0, 0, 0, 0, 0, 6, 64)) + bytes(32))
+    (6, 40)
+    """
+    named, at = 6, 40
+    while packet[named] in _REPEATED and at + 8 <= len(packet):
+        named, at = at, at + (packet[at + 1] + 1) * 8
+    return named, at
+
+
+def unfragmentable(packet: bytes) -> tuple[int, int]:
+    """Return the same of the first header that only the first fragment has.
+
+    Those are destination options behind a routing header, or what follows the options. Source:
+    Linux net/ipv6/output_core.c (ip6_find_1stfragopt), by behaviour.
+    """
+    named, at, routed = 6, 40, False
+    while packet[named] in _REPEATED and at + 8 <= len(packet):
+        if packet[named] == DESTINATION and routed:
+            break
+        routed = routed or packet[named] == ROUTING
+        named, at = at, at + (packet[at + 1] + 1) * 8
+    return named, at
