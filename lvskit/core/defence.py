@@ -14,12 +14,13 @@ from typing import Final
 
 from lvskit.core import states
 from lvskit.core.connection import Connection, ConnectionTable, Template
-from lvskit.types import SCTP, TCP
+from lvskit.types import SCTP, TCP, UDP
 
 PERIOD_S: Final = 1.0
 _ROUND: Final = 32
 _GRACE_S: Final = 60.0
 _FEW: Final = 8
+_HALF_OPEN: Final = {TCP: states.HALF_OPEN, SCTP: states.SCTP_HALF_OPEN}
 
 
 class Defence:
@@ -58,16 +59,10 @@ class Defence:
             if entry.server.service.settings.one_packet:
                 return self._idle(entry, entry.timeout, now)
             return not entry.assured
-        timeout = entry.server.rules.machines[entry.protocol].timeouts[entry.state]
-        if entry.protocol == TCP:
-            half_open, established = states.HALF_OPEN, states.ESTABLISHED
-        elif entry.protocol == SCTP:
-            half_open, established = states.SCTP_HALF_OPEN, states.SCTP_ESTABLISHED
-        else:
-            return self._idle(entry, timeout, now)
-        if entry.state == established:
-            return self._idle(entry, timeout, now)
-        return entry.state in half_open
+        machine = entry.server.rules.machines[entry.protocol]
+        if entry.protocol == UDP or entry.state == machine.tables.established:
+            return self._idle(entry, machine.timeouts[entry.state], now)
+        return entry.state in _HALF_OPEN[entry.protocol]
 
     def _idle(self, entry: Connection | Template, timeout: float, now: float) -> bool:
         """Whether an entry without a packet for a minute, and with few in all, has its turn."""

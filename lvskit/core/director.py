@@ -14,7 +14,7 @@ from lvskit.core.connection import Connection
 from lvskit.core.packet import parse
 from lvskit.core.related import Related
 from lvskit.core.scheduling import MALFORMED, supersedes
-from lvskit.types import ICMP, ICMPV6, NOT_OURS, TCP, UDP, Drop, Reason, Reply, Verdict
+from lvskit.types import ICMP, ICMPV6, NOT_OURS, TCP, UDP, Drop, Reason, Verdict
 
 _WHOLE: Final = frozenset({b"\0\0", b"\x40\0"})  # flags and offset: no fragment, with or without DF
 _FRAGMENT: Final = Drop(Reason.FRAGMENT)
@@ -106,10 +106,9 @@ class Director(Related):
         if connection is None:
             self._superseded = old
             made = self._schedule(parsed, packet, now, mark)
-            if old is not None and isinstance(made, Reply):
-                self._told(old, made)
-            self._end_superseded()
             if not isinstance(made, Connection):
+                if old is not None:
+                    self._outlive(old, made, now)
                 return made
             connection = made
         self._advance(connection, parsed.flags, now)

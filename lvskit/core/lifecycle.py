@@ -60,17 +60,18 @@ class Lifecycle(Administration):
         server.take()
         if service.load_changed is not None:
             self._load_changed(server)
+        if self._superseded is not None:
+            self._give_way(self._superseded)
         if not (service.settings.one_packet and parsed.protocol == UDP):
             self.table.add(connection)
         if service.opened:
             self._tell(service.opened, connection)
         return connection
 
-    def _end_superseded(self) -> None:
-        """End the connection that gives its ports to a new one: schedulers still counted it."""
-        old, self._superseded = self._superseded, None
-        if old is not None:
-            self._close(old, "rescheduled" if old.server.available else "server removed")
+    def _give_way(self, old: Connection) -> None:
+        """End the connection whose ports a new one has: the server counted both for a moment."""
+        self._superseded = None
+        self._close(old, "rescheduled" if old.server.available else "server removed")
 
     def _settle(self, connection: Connection) -> None:
         """File a new connection's end; a one-packet connection ends at once."""
@@ -83,14 +84,16 @@ class Lifecycle(Administration):
 
     def _make_room(self, wanted: int) -> bool:
         """Shed half-open connections, oldest first, until `wanted` entries fit; or say no."""
-        self._end_superseded()
         table = self.table
         while len(table) + wanted > table.size:
-            if not table.half_open:
+            if self._superseded is not None:
+                self._give_way(self._superseded)
+            elif table.half_open:
+                table.shed += 1
+                self._close(next(iter(table.half_open)), "shed")
+            else:
                 table.refused += 1
                 return False
-            table.shed += 1
-            self._close(next(iter(table.half_open)), "shed")
         return True
 
     def _advance(

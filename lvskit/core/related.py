@@ -27,6 +27,7 @@ from lvskit.types import (
     Verdict,
 )
 
+TICK_S: Final = 0.004
 _LEAST_MTU: Final = 68  # RFC 791
 _TUNNELS: Final = frozenset({4, 17, 47})  # IPIP, UDP (GUE), GRE
 
@@ -172,10 +173,21 @@ class Related(Scheduling):
         self._told(connection, verdict)
         return verdict
 
+    def _outlive(self, old: Connection, verdict: Verdict, now: float) -> None:
+        """Let a connection wait for its end that was to give way to a new one, which is none.
+
+        Until the kernel's timer fires, what the host answers still finds, and may revive, it.
+        """
+        self._superseded = None
+        if isinstance(verdict, Reply):
+            self._told(old, verdict)
+        self._keep_until(old, min(old.deadline, now + TICK_S))
+
     def _told(self, connection: Connection, reply: Reply) -> None:
-        """Count the host's own word to a client, which passes the director."""
-        known = self.table.connections[connection.protocol].get(connection.key)
-        if known is connection and connection.reply is None:
+        """Count the host's own word to a client, which passes the director like an answer."""
+        known = self.table.connections[connection.protocol].get(connection.key) is connection
+        server = connection.server.address, connection.dport
+        if known and (connection.reply is None or connection.flow[3:] == server):
             counters = self._counters(connection)
             counters.outpkts += 1
             counters.outbytes += len(reply.packet)

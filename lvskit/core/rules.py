@@ -51,10 +51,8 @@ class Rules:
 
         self.settings = settings
         secure = on(settings.secure_tcp)
-        tables, self.steady = (
-            (states.TCP_SECURE, states.STEADY_SECURE) if secure else (states.TCP, states.STEADY)
-        )
-        self.tcp = states.Machine(tables, timeouts(_TCP))
+        self.steady = states.STEADY_SECURE if secure else states.STEADY
+        self.tcp = states.Machine(states.TCP_SECURE if secure else states.TCP, timeouts(_TCP))
         self.udp = states.Machine(states.UDP, timeouts(("timeout_udp",)))
         self.sctp = states.Machine(states.SCTP, timeouts(_SCTP))
         self.machines = {TCP: self.tcp, UDP: self.udp, SCTP: self.sctp}

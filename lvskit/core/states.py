@@ -67,8 +67,7 @@ _TCP_NAMES: Final = (
     "NONE", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT", "TIME_WAIT", "CLOSE", "CLOSE_WAIT",
     "LAST_ACK", "LISTEN", "SYNACK",
 )  # fmt: skip
-_TCP_ABBREVIATIONS: Final = "NO ES SS SR FW TW CL CW LA LI SA"
-_TCP_SHORT: Final = _TCP_ABBREVIATIONS.split()
+_TCP_SHORT: Final = "NO ES SS SR FW TW CL CW LA LI SA".split()
 _TCP_ACTIVE: Final = frozenset({ESTABLISHED, SYN_SENT, SYN_RECV, SYNACK})
 
 
@@ -165,13 +164,9 @@ _SCTP_NAMES: Final = (
     "NONE", "INIT1", "INIT", "C-SENT", "C-REPLIED", "C-WAIT", "COOKIE", "C-ECHOED", "ESTABLISHED",
     "S-SENT", "S-RECEIVED", "S-ACK-SENT", "REJECTED", "CLOSED",
 )  # fmt: skip
-_SCTP_ABBREVIATIONS: Final = "NO I1 IN CS CR CW CO CE ES SS SR SA RJ CL"
-_SCTP_SHORT: Final = _SCTP_ABBREVIATIONS.split()
+_SCTP_SHORT: Final = "NO I1 IN CS CR CW CO CE ES SS SR SA RJ CL".split()
 _SCTP_DATA: Final = 0
-_SCTP_EVENTS: Final = {
-    0: _SCTP_DATA, 1: 1, 2: 2, 3: _SCTP_DATA, 4: _SCTP_DATA, 5: _SCTP_DATA, 6: 9, 7: 5, 8: 6,
-    9: 8, 10: 3, 11: 4, 14: 7,
-}  # fmt: skip
+_SCTP_EVENTS: Final = {1: 1, 2: 2, 6: 9, 7: 5, 8: 6, 9: 8, 10: 3, 11: 4, 14: 7}
 """Events by chunk type, in the order of the arguments of `_sctp`; any other is as DATA."""
 
 

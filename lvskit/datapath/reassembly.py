@@ -125,7 +125,9 @@ class Reassembler:
 
     def expired(self, now: float) -> list[bytes]:
         """Forget what has waited too long; return the first fragments, which earn an error."""
-        late = [key for key, queue in self._queues.items() if now >= queue.deadline]
+        # Of those that are due at once, the kernel's timers give up the newest first.
+        newest = [key for key, queue in reversed(self._queues.items()) if now >= queue.deadline]
+        late = sorted(newest, key=lambda key: self._queues[key].deadline)
         firsts = [self._queues[key].first for key in late]
         for key in late:
             self._forget(key)

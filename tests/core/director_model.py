@@ -368,18 +368,34 @@ class Model:
             self._giving_way, entry = entry, None
         if entry is None:
             made = self._schedule(packet, choice)
-            self._end_giving_way()
             if not isinstance(made, Entry):
+                self._outlive(packet, made)
                 return made
+            self._end_giving_way()
             entry = made
         self._count_in(entry.server, packet)
         self._advance(entry, "input" if entry.two_way else "input_only", packet.flags)
         verdict = self._forward(entry, packet)
         if verdict[0] == "reply" and entry not in self._one_packet:
-            most, headers = (576, 28) if len(packet.src) == 4 else (1280, 48)
-            self._count_out(entry.server, min(most, headers + packet.length))
+            self._count_told(entry, packet)
         self._end_one_packet(entry)
         return verdict
+
+    def _outlive(self, packet: Packet, made: tuple[Any, ...]) -> None:
+        """Let what was to give way to a connection that is none end with the next timer tick."""
+        old, self._giving_way = self._giving_way, None
+        if old is None:
+            return
+        if made[0] == "reply":
+            self._count_told(old, packet)
+        old.deadline = min(old.deadline, self.now + 0.004)
+
+    def _count_told(self, entry: Entry, packet: Packet) -> None:
+        """Count an ICMP error of the director itself about a client's packet."""
+        own = (entry.server.address, entry.dport) == entry.flow[3:]
+        if entry in self.entries and (own or not entry.rewrites):
+            most, headers = (576, 28) if len(packet.src) == 4 else (1280, 48)
+            self._count_out(entry.server, min(most, headers + packet.length))
 
     def _begins_anew(self, entry: Entry) -> bool:
         rules = entry.server.rules
@@ -577,8 +593,10 @@ class Model:
         return chosen
 
     def _make_room(self, wanted: int) -> bool:
-        self._end_giving_way()
         while len(self.entries) + wanted > self.size:
+            if self._giving_way is not None:
+                self._end_giving_way()
+                continue
             half_open = [e for e in self.connections() if e.state in HALF_OPEN]
             if not half_open:
                 self.refused += 1

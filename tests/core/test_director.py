@@ -479,6 +479,9 @@ def test_a_syn_that_is_a_reset_too_ends_a_closed_connection_and_opens_none() -> 
     for letter in ("S", "A", "R"):
         world.send(letter)
     assert world.send("SR") == NOT_OURS
+    (connection,) = world.connections  # the host's answer may still find it
+    assert connection.deadline == 0.004
+    world.director.expire(0.004)
     assert world.connections == []
 
 

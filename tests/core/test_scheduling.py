@@ -177,8 +177,24 @@ def test_a_syn_on_a_quiesced_server_without_another_is_refused() -> None:
     world.tcps("SA")
     world.director.edit_server(WEB, ONE, None, QUIET)
     packet = packets.tcp(CLIENT, 1024, VIP, 80)
-    assert world.receive(packet) == refuse(packet, Refusal.PORT_UNREACHABLE)
+    refusal = refuse(packet, Refusal.PORT_UNREACHABLE)
+    assert world.receive(packet) == refusal
+    (service,) = world.director.services
+    assert service.counters.outbytes == len(refusal.packet)  # it passes the old connection
+    world.director.expire(0.004)
     assert world.connections == []
+
+
+def test_a_connection_that_gives_way_to_none_is_revived_by_the_hosts_answer() -> None:
+    world = World()
+    world.serve(WEB, ONE)
+    world.serve(DNS, ONE)
+    world.tcps("SAR")
+    world.director.remove_service(WEB, 0.0)
+    assert world.tcp("S", now=1.0) == NOT_OURS
+    reset = packets.tcp(VIP, 80, CLIENT, 1024, "RA")
+    assert world.director.replied(reset, 1.0) == NOT_OURS
+    assert (world.connection.state_name, world.connection.deadline) == ("CLOSE", 11.0)
 
 
 def test_a_template_brings_the_client_back_to_its_quiesced_server() -> None:
@@ -274,9 +290,10 @@ def test_switched_on_later_the_next_packet_ends_the_connection() -> None:
     assert world.tcp("A", cport=1, now=2.0) == NOT_OURS
     query = packets.udp(CLIENT, 3, VIP, 53)
     assert world.receive(query, 2.0) == refuse(query, Refusal.PORT_UNREACHABLE)
-    assert ends.reasons == ["1: server removed", "3: server removed"]
-    assert target(world.tcp("A", cport=2, now=2.0)) == ONE
-    assert target(world.tcp("S", cport=1, now=2.0)) == ONE
+    world.director.expire(2.004)
+    assert ends.reasons == ["3: expired", "1: expired"]
+    assert target(world.tcp("A", cport=2, now=3.0)) == ONE
+    assert target(world.tcp("S", cport=1, now=3.0)) == ONE
 
 
 def test_what_is_removed_elsewhere_ends_only_where_it_is_so_set() -> None:

@@ -228,7 +228,7 @@ def test_a_scheduler_sees_the_load_of_this_moment() -> None:
 
 
 def test_a_connection_that_gives_way_still_counts_for_the_choice() -> None:
-    """And ends before there is a new one: its server may be overloaded by it alone."""
+    """And until the new one does: its server may be overloaded by the two together."""
     world, scheduler = curious(ONE)
     world.tcps("SF")
     asked: list[Any] = []
@@ -241,7 +241,7 @@ def test_a_connection_that_gives_way_still_counts_for_the_choice() -> None:
     scheduler.told()
     world.tcp("S", now=1.0)
     assert asked == [[(0, 1)]]
-    assert scheduler.told() == [(11, 0, 0, False), (11, 0, 1, False), (11, 1, 0, False)]
+    assert scheduler.told() == [(11, 0, 2, False), (11, 0, 1, False), (11, 1, 0, False)]
     world.director.edit_server(WEB, ONE, None, ServerSettings(upper=1))
     world.tcp("S", cport=2, now=2.0)
     world.tcps("F", cport=2, now=3.0)
