@@ -73,6 +73,7 @@ def test_it_counts_for_nobody() -> None:
     assert service.servers == []
     world.director.expire(2.0)
     assert world.director.estimator.shown().inpkts == 0
+    assert world.faults == []  # nobody's scheduler was told of it
 
 
 def test_of_ipv6_likewise() -> None:
