@@ -231,6 +231,17 @@ def test_port_0_claims_what_no_other_service_does_and_a_mark_claims_first() -> N
     assert world.director.receive(packets.udp(CLIENT, 3, VIP, 998), 0.0) == NOT_OURS
 
 
+def test_of_ipv6_port_0_and_ftp_claim_likewise() -> None:
+    world = World()
+    world.serve(ServiceKey.of(TCP, address(VIP6), 0), address("192.168.1.20"), persistence_s=60)
+    assert claims(world, packets.tcp(CLIENT6, 1, VIP6, 81)) == "20"
+    world.serve(ServiceKey.of(TCP, address(VIP6), 21), address("192.168.1.21"), persistence_s=60)
+    assert claims(world, packets.tcp(CLIENT6, 1, VIP6, 1023)) == "20"
+    another = "2001:db8:1::2"  # whom no template has a server for
+    assert claims(world, packets.tcp(another, 1, VIP6, 1024)) == "21"
+    assert claims(world, packets.tcp(another, 1, VIP6, 20)) == "21"
+
+
 def test_marks_of_the_two_ip_versions_are_two_services() -> None:
     world = World()
     world.serve(ServiceKey.mark(7, version=6), address("192.168.1.6"))
