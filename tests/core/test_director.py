@@ -974,6 +974,31 @@ def test_observers_follow_a_connection_from_its_birth_to_its_end() -> None:
     ]
 
 
+def test_observers_hear_why_a_connection_ends() -> None:
+    nosy = Nosy()
+    world = World(plugin=nosy)
+    world.serve(DNS, ONE, one_packet=True)
+    world.serve(WEB, ONE, TWO)
+    nosy.heard.clear()
+    world.director.receive(packets.udp(CLIENT, 9, VIP, 53), 0.0)
+    for cport in (1, 2, 3, 4):
+        world.send("S", cport=cport)
+    world.director.remove_server(WEB, ONE, None, 0.0)
+    world.director.tune({"expire_nodest_conn": 1, "drop_entry": 3})
+    world.send("A", cport=2)  # it goes by without a connection
+    world.send("S", cport=4)
+    world.director.expire(1.0)
+    world.director.remove_server(WEB, TWO, None, 1.0)
+    assert [text for text in nosy.heard if text.startswith("closed")] == [
+        "closed 9: expired",
+        "closed 2: server removed",
+        "closed 4: server removed",
+        "closed 1: dropped",
+        "closed 3: server removed",
+        "closed 4: server removed",
+    ]
+
+
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
