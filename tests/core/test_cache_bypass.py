@@ -173,5 +173,9 @@ def test_a_method_that_fails_costs_one_packet() -> None:
     world.serve(MARK)
     world.tune(cache_bypass=1)
     assert world.receive(SYN, mark=7) == Drop(Reason.PLUGIN_FAULT)
-    assert [fault.plugin for fault in world.faults] == ["droute"]
+    (fault,) = world.faults
+    assert (str(fault), fault.plugin) == (
+        "forwarder 'droute' of 172.16.0.9:0 failed: RuntimeError('no way')",
+        "droute",
+    )
     assert len(world.director.table) == 0
