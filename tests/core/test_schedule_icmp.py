@@ -118,6 +118,17 @@ def test_an_error_is_never_refused_by_an_error() -> None:
     assert len(world.director.table) == 0
 
 
+def test_an_error_that_may_live_no_longer_opens_a_connection_and_is_dropped() -> None:
+    """RFC 1122, 3.2.2: no error is sent about an error."""
+    world = World()
+    service = world.serve(WEB, ONE)
+    world.tune(schedule_icmp=1)
+    error = bytearray(complaint(ANSWER))
+    error[8] = 1
+    assert world.receive(bytes(error)) == Drop(Reason.TTL_EXCEEDED)
+    assert counted(service) == (1, 1, 0, len(error), 0)
+
+
 def test_an_error_opens_what_a_packet_may_open() -> None:
     world = World()
     world.serve(WEB, ONE)
