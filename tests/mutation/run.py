@@ -159,7 +159,7 @@ def attempt_tables(scratch: Path) -> dict[str, int]:
     subprocess.run(
         [sys.executable, HERE / "tables.py", path_of(TABLES), results],
         cwd=scratch,
-        env=environment(scratch, PYTHONDONTWRITEBYTECODE="1"),
+        env=environment(scratch),
         stdout=subprocess.DEVNULL,
         check=True,
     )
