@@ -94,6 +94,14 @@ def test_of_ipv6_likewise() -> None:
     assert world.connection.flow == packets.flow(CLIENT6, 9, VIP6, 53, UDP)
 
 
+def test_the_mark_of_an_error_counts_as_a_packets() -> None:
+    world = World()
+    world.serve(MARK, ONE)
+    world.tune(schedule_icmp=1)
+    assert world.receive(complaint(ANSWER)) == NOT_OURS
+    assert target(world.receive(complaint(ANSWER), mark=7)) == ONE
+
+
 def test_with_one_packet_scheduling_nothing_is_left_of_it() -> None:
     world = World()
     service = world.serve(DNS, ONE, one_packet=True)
