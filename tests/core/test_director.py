@@ -705,6 +705,7 @@ def picture(director: Director) -> object:
     ("error", "command"),
     [
         (ServiceExists, lambda d: d.add_service(WEB, PLAIN)),
+        (ServiceExists, lambda d: d.add_service(WEB, ServiceSettings(scheduler="wlx"))),
         (ConfigError, lambda d: d.add_service(DNS, ServiceSettings(persistence_s=-1))),
         (ConfigError, lambda d: d.add_service(ServiceKey.of(TCP, address(VIP), 0), PLAIN)),
         (ConfigError, lambda d: d.add_service(DNS, ServiceSettings(netmask=bytes(16)))),
