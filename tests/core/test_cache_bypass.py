@@ -73,6 +73,7 @@ def test_it_counts_for_nobody() -> None:
     assert service.servers == []
     world.director.expire(2.0)
     assert world.director.estimator.shown().inpkts == 0
+    assert world.faults == []  # nobody's scheduler was told of it
 
 
 def test_of_ipv6_likewise() -> None:
@@ -172,5 +173,9 @@ def test_a_method_that_fails_costs_one_packet() -> None:
     world.serve(MARK)
     world.tune(cache_bypass=1)
     assert world.receive(SYN, mark=7) == Drop(Reason.PLUGIN_FAULT)
-    assert [fault.plugin for fault in world.faults] == ["droute"]
+    (fault,) = world.faults
+    assert (str(fault), fault.plugin) == (
+        "forwarder 'droute' of 172.16.0.9:0 failed: RuntimeError('no way')",
+        "droute",
+    )
     assert len(world.director.table) == 0

@@ -231,6 +231,17 @@ def test_port_0_claims_what_no_other_service_does_and_a_mark_claims_first() -> N
     assert world.director.receive(packets.udp(CLIENT, 3, VIP, 998), 0.0) == NOT_OURS
 
 
+def test_of_ipv6_port_0_and_ftp_claim_likewise() -> None:
+    world = World()
+    world.serve(ServiceKey.of(TCP, address(VIP6), 0), address("192.168.1.20"), persistence_s=60)
+    assert claims(world, packets.tcp(CLIENT6, 1, VIP6, 81)) == "20"
+    world.serve(ServiceKey.of(TCP, address(VIP6), 21), address("192.168.1.21"), persistence_s=60)
+    assert claims(world, packets.tcp(CLIENT6, 1, VIP6, 1023)) == "20"
+    another = "2001:db8:1::2"  # whom no template has a server for
+    assert claims(world, packets.tcp(another, 1, VIP6, 1024)) == "21"
+    assert claims(world, packets.tcp(another, 1, VIP6, 20)) == "21"
+
+
 def test_marks_of_the_two_ip_versions_are_two_services() -> None:
     world = World()
     world.serve(ServiceKey.mark(7, version=6), address("192.168.1.6"))
@@ -697,6 +708,7 @@ def picture(director: Director) -> object:
     ("error", "command"),
     [
         (ServiceExists, lambda d: d.add_service(WEB, PLAIN)),
+        (ServiceExists, lambda d: d.add_service(WEB, ServiceSettings(scheduler="wlx"))),
         (ConfigError, lambda d: d.add_service(DNS, ServiceSettings(persistence_s=-1))),
         (ConfigError, lambda d: d.add_service(ServiceKey.of(TCP, address(VIP), 0), PLAIN)),
         (ConfigError, lambda d: d.add_service(DNS, ServiceSettings(netmask=bytes(16)))),
@@ -963,6 +975,31 @@ def test_observers_follow_a_connection_from_its_birth_to_its_end() -> None:
         "3: NONE to SYN_RECV",
         "closed 3: expired",
         "closed 2: expired",
+    ]
+
+
+def test_observers_hear_why_a_connection_ends() -> None:
+    nosy = Nosy()
+    world = World(plugin=nosy)
+    world.serve(DNS, ONE, one_packet=True)
+    world.serve(WEB, ONE, TWO)
+    nosy.heard.clear()
+    world.director.receive(packets.udp(CLIENT, 9, VIP, 53), 0.0)
+    for cport in (1, 2, 3, 4):
+        world.send("S", cport=cport)
+    world.director.remove_server(WEB, ONE, None, 0.0)
+    world.director.tune({"expire_nodest_conn": 1, "drop_entry": 3})
+    world.send("A", cport=2)  # it goes by without a connection
+    world.send("S", cport=4)
+    world.director.expire(1.0)
+    world.director.remove_server(WEB, TWO, None, 1.0)
+    assert [text for text in nosy.heard if text.startswith("closed")] == [
+        "closed 9: expired",
+        "closed 2: server removed",
+        "closed 4: server removed",
+        "closed 1: dropped",
+        "closed 3: server removed",
+        "closed 4: server removed",
     ]
 
 

@@ -342,6 +342,24 @@ def test_every_server_of_the_address_is_asked_whose_packet_it_was() -> None:
     assert verdict.packet[28:68] == SENT[:40]
 
 
+def test_a_method_is_asked_about_packets_of_the_tunnels_that_there_are() -> None:
+    """IPIP, UDP (GUE) and GRE."""
+    asked = []
+
+    class Curious(Wrapping):
+        def unwrap(self, quote: bytes) -> bytes | None:
+            asked.append(quote[9])
+            return None
+
+    curious = ForwarderSpec(name="curious", factory=Curious, summary="-")
+    world = World(forwarders={**METHODS, "curious": curious})
+    world.serve(WEB, ONE, method="curious")
+    for protocol in range(256):
+        quote = packets.ip(HERE, ONE, protocol, bytes(40))
+        assert world.receive(packets.icmp_error(ROUTER, HERE, 3, 4, quote)) == NOT_OURS
+    assert asked == [4, 17, 47]
+
+
 def test_only_the_method_that_a_server_has_now_is_asked() -> None:
     world = tunnelling()
     world.director.edit_server(WEB, ONE, None, ServerSettings(method="droute"))

@@ -94,6 +94,14 @@ def test_of_ipv6_likewise() -> None:
     assert world.connection.flow == packets.flow(CLIENT6, 9, VIP6, 53, UDP)
 
 
+def test_the_mark_of_an_error_counts_as_a_packets() -> None:
+    world = World()
+    world.serve(MARK, ONE)
+    world.tune(schedule_icmp=1)
+    assert world.receive(complaint(ANSWER)) == NOT_OURS
+    assert target(world.receive(complaint(ANSWER), mark=7)) == ONE
+
+
 def test_with_one_packet_scheduling_nothing_is_left_of_it() -> None:
     world = World()
     service = world.serve(DNS, ONE, one_packet=True)
@@ -116,6 +124,17 @@ def test_an_error_is_never_refused_by_an_error() -> None:
         assert world.receive(complaint(answer)) == wanted
     assert world.receive(complaint(packets.tcp(VIP, 82, CLIENT, 1024))) == NOT_OURS
     assert len(world.director.table) == 0
+
+
+def test_an_error_that_may_live_no_longer_opens_a_connection_and_is_dropped() -> None:
+    """RFC 1122, 3.2.2: no error is sent about an error."""
+    world = World()
+    service = world.serve(WEB, ONE)
+    world.tune(schedule_icmp=1)
+    error = bytearray(complaint(ANSWER))
+    error[8] = 1
+    assert world.receive(bytes(error)) == Drop(Reason.TTL_EXCEEDED)
+    assert counted(service) == (1, 1, 0, len(error), 0)
 
 
 def test_an_error_opens_what_a_packet_may_open() -> None:

@@ -147,6 +147,15 @@ def test_within_the_open_slot() -> None:
     assert wheel.next() is None
 
 
+def test_what_is_filed_last_may_leave_between_what_was_filed_before() -> None:
+    wheel: Wheel[Entry] = Wheel(0.0)
+    for deadline in (1.5, 2.2, 2.6):
+        wheel.schedule(Entry(deadline))
+    assert [entry.deadline for entry in drain(wheel, 1.6)] == [1.5]
+    wheel.schedule(Entry(2.3))
+    assert [entry.deadline for entry in drain(wheel, 3.0)] == [2.2, 2.3, 2.6]
+
+
 def test_an_empty_wheel() -> None:
     wheel: Wheel[Entry] = Wheel(5.0)
     assert wheel.next() is None

@@ -200,6 +200,15 @@ def test_servers_have_their_services_settings_whenever_they_came() -> None:
     assert world.director.rules is not service.rules
 
 
+def test_a_services_own_value_is_no_occasion_to_bind_the_others() -> None:
+    world = World()
+    world.serve(WEB, ONE)
+    other = world.serve(DNS, ONE)
+    bound = other.rules
+    world.tune(WEB, timeout_established=50)
+    assert other.rules is world.director.rules is bound
+
+
 def test_a_service_that_is_removed_takes_its_values_with_it() -> None:
     world = World()
     world.serve(WEB, ONE)

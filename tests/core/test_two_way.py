@@ -112,6 +112,15 @@ def test_a_fin_wait_is_never_reused() -> None:
     assert world.connection is old
 
 
+def test_nothing_is_kept_for_the_answer_to_one_packet() -> None:
+    world = World()
+    world.serve(DNS, ONE, method="masq", one_packet=True)
+    packet = packets.udp(CLIENT, 9, VIP, 53)
+    assert ends(world.receive(packet)) == (address(CLIENT), 9, ONE, 53)
+    assert world.director.replied(packets.udp(ONE, 53, CLIENT, 9), 0.0) == NOT_OURS
+    assert len(world.director.table) == 0
+
+
 @pytest.mark.parametrize(
     "packet",
     [

@@ -7,8 +7,10 @@ MODULE is a package or module whose functions are changed: `lvskit_sched_rr`, `l
 default: `lvskit.core` and every scheduler. Of each file a seeded sample of N changes is tried (30);
 `--all` tries every one, which takes hours. Survivors are shown; fails where fewer than 90 % die.
 
-mutmut names what it changes by paths from where it runs, so it runs in a copy of the checkout
-(LVSKIT_MUTATION_DIR, by default .mutation) in which the plugins' packages lie beside `lvskit`.
+mutmut makes the changes, and learns which test runs what; `each_change` tries them; `tables` does
+both to the state tables, whose every entry is tried. mutmut names what it changes by paths from
+where it runs, so it runs in a copy of the checkout (LVSKIT_MUTATION_DIR, by default .mutation) in
+which the plugins' packages lie beside `lvskit`.
 """
 
 from __future__ import annotations
@@ -20,18 +22,18 @@ import random
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-CHECKOUT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+CHECKOUT = HERE.parents[1]
 LEAST = 0.90
 # hypothesis takes what mutmut does to each call for a machine that changes its mind.
 UNFIT = ("tests/core/test_director_stateful.py",)
-# Its functions run once, when it is imported: before any change is switched on.
-EARLY = ("lvskit/core/states.py",)
+# It works once, when it is imported: before any change is switched on.
+TABLES = "lvskit.core.states"
 _SURVIVED = 0
-_UNTESTED = (33, 5)
-_COMMAND = (sys.executable, "-m", "mutmut.__main__")
 
 
 def main() -> int:
@@ -44,12 +46,17 @@ def main() -> int:
     scratch = Path(os.environ.get("LVSKIT_MUTATION_DIR", CHECKOUT / ".mutation"))
     modules = given.modules or ["lvskit.core", *sorted(p.name for p in packages("sched_*"))]
     prepare(scratch, modules)
-    if given.all:
-        mutmut(scratch)
-    else:
-        mutmut(scratch, "nothing")  # makes the changes, and learns which test runs what
-        mutmut(scratch, *sample(scratch, given.sample))
-    return report(scratch)
+    statuses = {}
+    if modules != [TABLES]:
+        # It makes and learns all before it finds that there is nothing of this name to try.
+        told = mutmut(scratch, "run", "nothing")
+        if not (scratch / "mutants" / "mutmut-stats.json").exists():
+            sys.exit(told)
+        chosen = changes(scratch, sys.maxsize if given.all else given.sample)
+        statuses = attempt(scratch, chosen)
+    if {TABLES, "lvskit.core"} & set(modules):
+        statuses |= attempt_tables(scratch)
+    return report(scratch, statuses)
 
 
 def packages(distribution: str) -> Iterator[Path]:
@@ -68,18 +75,27 @@ def prepare(scratch: Path, modules: list[str]) -> None:
     for package in packages("*"):
         shutil.copytree(package, scratch / package.name, ignore=ignore)
         roots.append(package.name)
-    files = [name.replace(".", "/") for name in modules]
     selection = sorted({str(p.relative_to(scratch)) for m in modules for p in tests(scratch, m)})
     (scratch / "pyproject.toml").write_text(
         (CHECKOUT / "pyproject.toml").read_text()
         + "\n[tool.mutmut]\n"
         + f"source_paths = {json.dumps(roots)}\n"
-        + f"only_mutate = {json.dumps([f'{f}.py' for f in files] + [f'{f}/*' for f in files])}\n"
-        + f"do_not_mutate = {json.dumps(EARLY)}\n"
+        + f"only_mutate = {json.dumps([*map(path_of, modules), *map(within, modules)])}\n"
+        + f"do_not_mutate = {json.dumps([path_of(TABLES)])}\n"
         + f"also_copy = {json.dumps(['tests', 'plugins'])}\n"
         + f"pytest_add_cli_args = {json.dumps([f'--ignore={path}' for path in UNFIT])}\n"
         + f"pytest_add_cli_args_test_selection = {json.dumps(selection)}\n"
     )
+
+
+def path_of(module: str) -> str:
+    """Return where the file of a module is, among the packages."""
+    return module.replace(".", "/") + ".py"
+
+
+def within(module: str) -> str:
+    """Return a pattern of the files of a package."""
+    return module.replace(".", "/") + "/*"
 
 
 def tests(scratch: Path, module: str) -> Iterator[Path]:
@@ -93,55 +109,91 @@ def tests(scratch: Path, module: str) -> Iterator[Path]:
         yield scratch / "plugins" / package.removeprefix("lvskit_") / "tests"
 
 
-def mutmut(scratch: Path, *names: str) -> None:
-    """Run mutmut on the changes of these names, or on all."""
+def environment(*roots: Path, **more: str) -> dict[str, str]:
+    """Return the environment of a run that imports from these directories first."""
     # The same examples for every change, or hypothesis would find by luck what it missed before.
-    environment = os.environ | {"CI": "1", "PYTHONPATH": str(scratch)}
-    subprocess.run([*_COMMAND, "run", *names], cwd=scratch, env=environment, check=False)
+    return os.environ | {"CI": "1", "PYTHONPATH": os.pathsep.join(map(str, roots))} | more
 
 
-def changes(scratch: Path) -> dict[str, dict[str, int | None]]:
-    """Return the exit status of the tests by the name of each change, by file."""
-    root = scratch / "mutants"
-    return {
-        str(path.relative_to(root)).removesuffix(".meta"): json.loads(path.read_text())[
-            "exit_code_by_key"
-        ]
-        for path in sorted(root.rglob("*.meta"))
-    }
+def mutmut(scratch: Path, *arguments: str) -> str:
+    """Run mutmut, and return what it prints."""
+    command = [sys.executable, "-m", "mutmut.__main__", *arguments]
+    done = subprocess.run(
+        command, cwd=scratch, env=environment(scratch), capture_output=True, text=True, check=False
+    )
+    return done.stdout
 
 
-def sample(scratch: Path, size: int) -> list[str]:
+def changes(scratch: Path, size: int) -> list[str]:
     """Return up to `size` names of changes of each file, the same ones every time."""
     chosen: list[str] = []
-    for statuses in changes(scratch).values():
-        names = sorted(statuses)
+    for path in sorted((scratch / "mutants").rglob("*.meta")):
+        names = sorted(json.loads(path.read_text())["exit_code_by_key"])
         chosen += random.Random(0).sample(names, min(size, len(names)))
     return chosen
 
 
-def report(scratch: Path) -> int:
+def attempt(scratch: Path, chosen: list[str]) -> dict[str, int]:
+    """Return by name of each change the exit status of its tests: 0 where none noticed it."""
+    exchange = scratch / "changes.json"
+    exchange.write_text(json.dumps(chosen))
+    root = scratch / "mutants"
+    settings = tomllib.loads((scratch / "pyproject.toml").read_text())["tool"]["mutmut"]
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "each_change", "-p", "no:cacheprovider"),
+            *("--rootdir=.", *settings["pytest_add_cli_args"]),
+            *settings["pytest_add_cli_args_test_selection"],
+        ],
+        cwd=root,
+        env=environment(root, HERE, LVSKIT_CHANGES=str(exchange)),
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    return statuses_in(exchange)
+
+
+def attempt_tables(scratch: Path) -> dict[str, int]:
+    """Return the same by each change to the state tables."""
+    results = scratch / "tables.json"
+    subprocess.run(
+        [sys.executable, HERE / "tables.py", path_of(TABLES), results],
+        cwd=scratch,
+        env=environment(scratch),
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    return statuses_in(results)
+
+
+def statuses_in(file: Path) -> dict[str, int]:
+    """Return the exit statuses that a run has written."""
+    statuses: dict[str, int] = json.loads(file.read_text())
+    return statuses
+
+
+def report(scratch: Path, statuses: dict[str, int]) -> int:
     """Print scores and survivors; return an exit status."""
-    tried_in_all = survived_in_all = 0
-    survivors = []
-    print(f"\n{'file':44} tried  survived  score")
-    for file, statuses in changes(scratch).items():
-        tried = {name: status for name, status in statuses.items() if status is not None}
-        alive = [n for n, status in tried.items() if status == _SURVIVED or status in _UNTESTED]
-        tried_in_all += len(tried)
-        survived_in_all += len(alive)
-        survivors += alive
-        if tried:
-            print(f"{file:44} {len(tried):5}  {len(alive):8}  {1 - len(alive) / len(tried):5.0%}")
+    by_module: dict[str, list[str]] = {}
+    for name in statuses:
+        by_module.setdefault(module_of(name), []).append(name)
+    survivors = [name for name, status in statuses.items() if status == _SURVIVED]
+    print(f"{'module':44} tried  survived  score")
+    for module, names in by_module.items():
+        alive = sum(statuses[name] == _SURVIVED for name in names)
+        print(f"{module:44} {len(names):5}  {alive:8}  {1 - alive / len(names):5.0%}")
     for name in survivors:
-        shown = subprocess.run(
-            [*_COMMAND, "show", name], cwd=scratch, capture_output=True, text=True, check=False
-        )
-        lines = [line for line in shown.stdout.splitlines() if line[:1] in "-+@"]
+        shown = "" if module_of(name) == TABLES else mutmut(scratch, "show", name)
+        lines = [line for line in shown.splitlines() if line[:1] in "-+@"]
         print(f"\n{name}", *lines[2:], sep="\n")
-    score = 1 - survived_in_all / max(tried_in_all, 1)
-    print(f"\n{tried_in_all} changes tried, {survived_in_all} survived: {score:.1%} killed")
-    return 0 if tried_in_all and score >= LEAST else 1
+    score = 1 - len(survivors) / max(len(statuses), 1)
+    print(f"\n{len(statuses)} changes tried, {len(survivors)} survived: {score:.1%} killed")
+    return 0 if statuses and score >= LEAST else 1
+
+
+def module_of(change: str) -> str:
+    """Return what a change of this name is in: `package.module.function` or `module line:...`."""
+    return change.partition(" ")[0] if " " in change else change.rpartition(".")[0]
 
 
 if __name__ == "__main__":

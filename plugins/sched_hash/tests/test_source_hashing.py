@@ -76,6 +76,25 @@ def test_either_may_be_made_for_servers_that_are_there(factory: Any) -> None:
     assert pool.pick(client("192.0.2.1")) == 0
 
 
+@pytest.mark.parametrize("factory", [SourceHashing, DestinationHashing])
+def test_buckets_are_dealt_when_servers_change_and_not_for_every_flow(factory: Any) -> None:
+    class Watched(list[Any]):
+        dealt = 0
+
+        def __iter__(self) -> Any:
+            self.dealt += 1
+            return super().__iter__()
+
+    servers = Watched(pool_of(factory, 2, 1).servers)
+    scheduler = factory(servers, None)
+    for last in range(1, 9):
+        scheduler.schedule(client(f"192.0.2.{last}"))
+    assert servers.dealt == 1
+    scheduler.server_added(servers[0])
+    scheduler.schedule(client("192.0.2.1"))
+    assert servers.dealt == 2
+
+
 def client(address: str, port: int = 40000, vaddr: str = "10.0.0.1") -> Flow:
     caddr = ipaddress.ip_address(address).packed
     return Flow(TCP, caddr, port, ipaddress.ip_address(vaddr).packed, 80)

@@ -106,6 +106,20 @@ def test_collection_spares_what_is_used(used: bool) -> None:
     assert (len(cache) == SIZE + 100) is used
 
 
+@pytest.mark.parametrize(("surplus", "stale", "collected"), [(1, 2, 1), (2, 3, 2), (100, 20, 20)])
+def test_collection_takes_no_more_than_is_wanted_and_there(
+    surplus: int, stale: int, collected: int
+) -> None:
+    """Of entries each in its own bucket: 4/3 of the surplus, rounded down, if there are so many."""
+    cache = full(SIZE + surplus)
+    assert len({bucket(address(number)) for number in range(stale)}) == stale
+    cache.tick(1000.0 + 2)
+    for number in range(stale, SIZE + surplus):
+        cache.find(address(number))
+    cache.tick(1000.0 + 360)
+    assert len(cache) == SIZE + surplus - collected
+
+
 def test_collections_do_not_count_towards_the_sweep() -> None:
     """Half an hour without any: the sweep comes at the 30th check that found nothing to collect."""
     cache = Cache(60)
