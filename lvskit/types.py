@@ -110,6 +110,17 @@ class Counters:
         )
 
 
+@dataclass(slots=True)
+class Rates:
+    """Connections, packets and bytes per second."""
+
+    cps: int = 0
+    inpps: int = 0
+    outpps: int = 0
+    inbps: int = 0
+    outbps: int = 0
+
+
 class Reason(enum.Enum):
     """Why a packet was dropped or refused."""
 

@@ -280,9 +280,12 @@ class Administration:
         try:
             getattr(service.scheduler, method)(*facts)
         except Exception as err:
-            name = service.settings.scheduler
-            text = f"scheduler {name!r} of {service.name}: {method} raised {err!r}"
-            self._report(PluginError(text, plugin=name))
+            self._scheduler_raised(service, method, err)
+
+    def _scheduler_raised(self, service: VirtualService, method: str, err: Exception) -> None:
+        name = service.settings.scheduler
+        text = f"scheduler {name!r} of {service.name}: {method} raised {err!r}"
+        self._report(PluginError(text, plugin=name))
 
     def _bind(self, server: RealServer, settings: ServerSettings) -> None:
         """Choose what carries a server's connections, by its method and its route.
@@ -295,7 +298,6 @@ class Administration:
         if route is not None and route.local and keeps_port:
             forwarder = self._forwarder(server, LOCAL, settings)
         heirs = {old: self._forwarder(server, method, settings) for method, old in before.items()}
-        heirs = {old: new for old, new in heirs.items() if new is not old}
         transmit: Transmitter = unreachable
         if route is not None:
             try:
@@ -305,7 +307,7 @@ class Administration:
                 text = f"forwarder {settings.method!r} of {server.name} failed: {err!r}"
                 raise ConfigError(text) from err
             transmit = forwarder.transmit
-        ways = {old.transmit: new.transmit for old, new in heirs.items()}
+        ways = {old.transmit: new.transmit for old, new in heirs.items() if new is not old}
         for entry in self.table if ways else ():
             if isinstance(entry, Connection) and entry.transmit in ways:
                 entry.transmit = ways[entry.transmit]
@@ -318,12 +320,6 @@ class Administration:
             self._bind(server, server.settings)
         except ConfigError as err:
             self._report(PluginError(str(err), plugin=server.settings.method))
-
-    def _load_changed(self, server: RealServer) -> None:
-        """Tell the scheduler, if it wants to know, that a server's connections have changed."""
-        service = server.service
-        if service.load_changed is not None and server.available:
-            self._tell_scheduler(service, "load_changed", server)
 
     def _forwarder(self, server: RealServer, method: str, settings: ServerSettings) -> Forwarder:
         given = settings.options if method == settings.method else {}

@@ -33,9 +33,7 @@ class Defence:
         self._packets = 0
 
     def drops_packet(self, rate: int) -> bool:
-        """Whether a packet that would open a connection is one in `rate` (0 = none) to drop."""
-        if not rate:
-            return False
+        """Whether a packet that would open a connection is one in `rate` to drop."""
         self._packets -= 1
         if self._packets > 0:
             return False

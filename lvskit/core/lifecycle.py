@@ -123,7 +123,18 @@ class Lifecycle(Administration):
                 self.table.half_open[connection] = None
             else:
                 self.table.half_open.pop(connection, None)
-        self._tell(server.service.state_changed, connection, tables.names[old], tables.names[new])
+        if server.service.state_changed:
+            names = tables.names[old], tables.names[new]
+            self._tell(server.service.state_changed, connection, *names)
+
+    def _load_changed(self, server: RealServer) -> None:
+        """Tell the scheduler, if it wants to know, that a server's connections have changed."""
+        tell = server.service.load_changed
+        if tell is not None and server.available:
+            try:
+                tell(server)
+            except Exception as err:
+                self._scheduler_raised(server.service, "load_changed", err)
 
     def _find(self, table: dict[bytes, Connection], key: bytes, now: float) -> Connection | None:
         """Return the connection of `key`, unless its time has come."""

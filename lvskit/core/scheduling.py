@@ -45,7 +45,8 @@ class Scheduling(Lifecycle):
         settings = service.rules.settings
         if not (settings.schedule_icmp if parsed.related else _opens(parsed, settings)):
             return NOT_OURS
-        if self.defence.drops_packet(service.rules.drop_rate):
+        rate = service.rules.drop_rate
+        if rate and self.defence.drops_packet(rate):
             self.table.dropped_packets += 1
             return _DEFENCE
         if parsed.sport == FTP_DATA:

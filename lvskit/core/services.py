@@ -5,9 +5,9 @@ Source: Linux net/netfilter/ipvs/ip_vs_ctl.c, by behaviour.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 from lvskit.core.packet import Parsed
 from lvskit.core.service import RealServer, VirtualService
@@ -52,17 +52,18 @@ class ServiceTable:
 
     def match(self, packet: Parsed, mark: int) -> VirtualService | None:
         """Return the service that claims a packet: by mark, by port, by the whole address."""
-        services, protocol, address = self.by_key, packet.protocol, packet.dst
-        port, version = packet.dport, packet.version
+        # Bare tuples are equal to keys, and made in a quarter of the time.
+        services: Mapping[Any, VirtualService] = self.by_key
+        protocol, address, port, version = packet.protocol, packet.dst, packet.dport, packet.version
         if mark:
-            found = services.get(ServiceKey(fwmark=mark, version=version))
+            found = services.get((0, b"", 0, mark, version))
             if found:
                 return found
-        found = services.get(ServiceKey(protocol, address, port, 0, version))
+        found = services.get((protocol, address, port, 0, version))
         if found is None and protocol == TCP and (port == FTP_DATA or port >= _UNPRIVILEGED):
             # It may be a data connection of FTP.
-            found = services.get(ServiceKey(protocol, address, FTP, 0, version))
-        return found or services.get(ServiceKey(protocol, address, 0, 0, version))
+            found = services.get((protocol, address, FTP, 0, version))
+        return found or services.get((protocol, address, 0, 0, version))
 
     def add(self, service: VirtualService) -> None:
         """Enter a service; `ServiceExists` where its key is taken."""

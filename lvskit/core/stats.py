@@ -6,23 +6,11 @@ Source: Linux net/netfilter/ipvs/ip_vs_est.c, by behaviour: an exponential avera
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
-from lvskit.types import Counters
+from lvskit.types import Counters, Rates
 
 PERIOD_S: Final = 2.0
-
-
-@dataclass(slots=True)
-class Rates:
-    """Connections, packets and bytes per second."""
-
-    cps: int = 0
-    inpps: int = 0
-    outpps: int = 0
-    inbps: int = 0
-    outbps: int = 0
 
 
 class Estimator:
