@@ -104,11 +104,13 @@ class Administration:
         """
         service = self.services.get(key)
         self._tell_scheduler(service, "close")
-        for server in list(service.servers):
+        servers = list(service.servers)
+        for server in servers:
             self._detach(service, server, now)
         self.services.remove(service)
         self._registry.notify("service_removed", service)
-        self._removed(service.rules)
+        if servers:
+            self._removed(service.rules)
 
     def clear(self, now: float) -> None:
         """Remove every service (``-C``)."""
