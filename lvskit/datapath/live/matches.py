@@ -90,9 +90,9 @@ def errors_about(addresses: str) -> Iterator[Match]:
         yield (*_ERROR, *_of(version), to, _member(f"{addresses}{version}"))
 
 
-def programs() -> Match:
-    """Match packets that a program's socket sends; the host's own have no user."""
-    return (nftables.meta(nftables.SKUID),)
+def errors_of_programs() -> Match:
+    """Match ICMP errors that a program's socket sends; the host's own have no user."""
+    return nftables.meta(nftables.SKUID), *_ERROR
 
 
 def fragments() -> Iterator[Match]:

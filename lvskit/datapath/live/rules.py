@@ -162,14 +162,16 @@ class Rules:
         if wanted.answers and not self._watch.answers:
             messages.append(nftables.new_chain(table, _FORWARD, nftables.FORWARD, PRIORITY))
             messages += self._answers(_FORWARD)
+        if wanted.local_answers or wanted.copies:
+            # Of ICMP errors the host's own are wanted: its socket is no program's, as ours is.
+            own = matches.errors_of_programs()
+            messages.append(nftables.new_rule(table, _OUT, *own, nftables.accept()))
         if wanted.local_answers:
             messages += self._answers(_OUT)
         if wanted.copies:
             copy = (nftables.log(self._group, SNAPSHOT), nftables.accept())
             for match in (*matches.from_places("services", "allports"), matches.markable()):
                 messages.append(nftables.new_rule(table, _OUT, *match, *copy))
-            # Of ICMP errors the host's own are wanted: its socket is no program's, as ours is.
-            messages.append(nftables.new_rule(table, _OUT, *matches.programs(), nftables.accept()))
             for match in matches.errors_about("addresses"):
                 messages.append(nftables.new_rule(table, _OUT, *match, *copy))
         try:
