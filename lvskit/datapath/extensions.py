@@ -26,6 +26,17 @@ def behind_options(packet: bytes) -> tuple[int, int]:
     return named, at
 
 
+def without(packet: bytes, named: int, at: int) -> bytes:
+    """Return `packet` without its header of 8 bytes at `at`, which is named at `named`.
+
+    The length that it claims stays.
+
+    >>> without(bytes(6) + b"," + bytes(33) + b"T......." + b"payload", 6, 40)[40:]
+    b'payload'
+    """
+    return packet[:named] + packet[at : at + 1] + packet[named + 1 : at] + packet[at + 8 :]
+
+
 def unfragmentable(packet: bytes) -> tuple[int, int]:
     """Return the same of the first header that only the first fragment has.
 

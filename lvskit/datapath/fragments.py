@@ -1,20 +1,52 @@
 """Split a datagram that is larger than the path's MTU, as the host's IP output would.
 
-Source: RFC 791 section 2.3. Only a datagram without DF may be split, or one that came in fragments.
+Sources: RFC 791 section 2.3, RFC 8200 section 4.5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from lvskit.checksums import checksum
 from lvskit.datapath.extensions import FRAGMENT, unfragmentable
+from lvskit.types import Reassembled
 
 _MORE = 0x20
 _DF = 0x40
 _COPIED = 0x80  # the bit of an option's type: it belongs to every fragment
 _END, _NOTHING = 0, 1
+_LEAST_MTU_V6 = 1280  # RFC 8200
+
+
+def split(packet: bytes, came: bytes, mtu: int, identifications: Iterator[int]) -> list[bytes]:
+    """Return `packet` as it leaves by a path of `mtu` bytes; nothing where it may not be split.
+
+    What came in fragments is split again, even with DF, and into none that are larger than those,
+    unless it is now in a tunnel that is IPv6 or carries that. So is an IPv4 datagram without DF,
+    and one in a tunnel that is IPv6, whatever it says: whoever made the tunnel has judged that.
+    Source: Linux net/netfilter/ipvs/ip_vs_xmit.c (ip_vs_tunnel_xmit_v6), by behaviour.
+
+    Args:
+        packet: a whole datagram.
+        came: what it was before the director looked at it; empty = the host's own.
+        mtu: bytes.
+        identifications: gives one for the fragments of an IPv6 datagram.
+    """
+    size, version, before = len(packet), packet[0] >> 4, came[0] >> 4 if came else 0
+    pieces: tuple[int, ...] = ()
+    if isinstance(came, Reassembled):
+        if size == len(came) or (version == 4 and before == 4):
+            mtu = min(mtu, came.largest)
+        pieces = came.pieces if before == 6 else ()
+    elif size > mtu and (packet[6] & _DF if version == 4 else before != 4):
+        return []
+    if size <= mtu:
+        return [packet]
+    if version == 4:
+        return fragment(packet, mtu, pieces)
+    identification = next(identifications) & 0xFFFFFFFF
+    return fragment_v6(packet, max(mtu, _LEAST_MTU_V6), identification, pieces)
 
 
 def fragment(packet: bytes, mtu: int, pieces: Sequence[int] = ()) -> list[bytes]:

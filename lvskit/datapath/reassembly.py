@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from lvskit.checksums import checksum
-from lvskit.datapath.extensions import FRAGMENT, behind_options
+from lvskit.datapath.extensions import FRAGMENT, behind_options, without
 from lvskit.types import Reassembled
 
 TIMEOUT_S: Final = {4: 30.0, 6: 60.0}
@@ -33,9 +33,9 @@ def bare(packet: bytes) -> bytes:
         return packet
     if packet[at + 2] or packet[at + 3] & 0xF9:
         return packet  # there is more of it
-    head = packet[:named] + packet[at : at + 1] + packet[named + 1 : at]
     size = int.from_bytes(packet[4:6], "big") - 8
-    return head[:4] + size.to_bytes(2, "big") + head[6:] + packet[at + 8 :]
+    rest = without(packet, named, at)
+    return rest[:4] + size.to_bytes(2, "big") + rest[6:]
 
 
 class _Place(enum.Enum):
@@ -169,9 +169,7 @@ class Reassembler:
         if queue is None:
             return None
         if offset == 0:
-            head = bytearray(packet[:at])
-            head[named] = packet[at]
-            queue.unfragmentable = bytes(head)
+            queue.unfragmentable = without(packet[: at + 8], named, at)
         whole = self._complete(key, queue, _LARGEST_V6)
         if whole is None:
             return None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.layers import inet
+from scapy.layers import inet, inet6
 
-from lvskit.datapath.fragments import fragment
+from lvskit.datapath.fragments import fragment, split
 from lvskit.testing import packets
+from lvskit.types import Reassembled
 
 
 def datagram(length: int, identification: int = 7) -> bytes:
@@ -77,3 +80,26 @@ def test_broken_options_do_no_harm(options: str) -> None:
     whole[0] = 0x47
     parts = fragment(bytes(whole[:20] + raw + whole[20:]), 60)
     assert b"".join(part[28:] for part in parts) == datagram(100)[20:]
+
+
+V6 = ("2001:db8::1", "2001:db8::2")
+
+
+@pytest.mark.parametrize("df", [False, True])
+def test_a_tunnel_of_ipv4_is_split_in_ipv6_too(df: bool) -> None:
+    """Not so what is IPv6 inside, and what the host sends itself: there the sender must learn."""
+    inner = packets.ip("10.0.0.1", "10.0.0.2", 17, bytes(1480), df=df)
+    outer = packets.ip(*V6, 4, inner)
+    parts = split(outer, inner, 1400, count(1 << 32))
+    assert [len(part) for part in parts] == [1400, 196]
+    assert bytes(inet6.defragment6([inet6.IPv6(part) for part in parts])) == outer
+    assert split(outer, packets.udp(V6[0], 1, V6[1], 2), 1400, count()) == []
+    assert split(outer, b"", 1400, count()) == []
+
+
+def test_what_fits_is_sent_as_it_is() -> None:
+    numbers = count()
+    for whole in (datagram(1000), packets.ip(*V6, 17, bytes(1000))):
+        for came in (b"", whole, Reassembled(whole, len(whole), (1000,))):
+            assert split(whole, came, len(whole), numbers) == [whole]
+    assert next(numbers) == 0

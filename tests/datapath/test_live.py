@@ -5,12 +5,12 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+from itertools import count
 
 import pytest
 
 from lvskit.datapath.fragments import fragment_v6
 from lvskit.datapath.live import LiveOptions
-from lvskit.datapath.live.fragments import KEPT_S, FragmentSizes
 from lvskit.datapath.live.netlink import (
     Message,
     attribute,
@@ -27,6 +27,7 @@ from lvskit.datapath.live.nftables import FORWARD, INPUT
 from lvskit.datapath.live.sender import Sender
 from lvskit.datapath.live.sets import Claims, Endpoint, contents
 from lvskit.settings import ServiceKey
+from lvskit.types import Reassembled
 
 VIP = bytes((10, 0, 0, 2))
 SERVER = bytes((10, 0, 0, 9))
@@ -195,36 +196,11 @@ def v4(size: int, identification: int = 7, flags: int = 0) -> bytes:
     return (head + bytes((flags, 0, 64, 17, 0, 0)) + VIP + SERVER).ljust(size, b"x")
 
 
-def test_the_largest_fragment_is_remembered_until_its_datagram_comes():
-    sizes = FragmentSizes()
-    assert not sizes
-    for size in (100, 596, 40):
-        sizes.note(v4(size)[:48], 1.0)
-    sizes.note(v4(1500, 8)[:48], 1.0)
-    assert sizes.take(v4(700, 9)) == 0
-    assert sizes.take(v4(700)) == 596
-    assert sizes.take(v4(700)) == 0
-    assert sizes.take(v4(1600, 8)) == 1500
-    assert not sizes
-
-
-def test_fragments_that_never_become_whole_are_forgotten():
-    sizes = FragmentSizes()
-    sizes.note(v4(100, 1), 0.0)
-    sizes.note(v4(100, 2), 1.0)
-    sizes.note(v4(100, 3), KEPT_S)
-    assert [sizes.take(v4(200, n)) for n in (1, 2, 3)] == [0, 100, 100]
-    for number in range(20_000):
-        sizes.note(v4(100, number), 50.0)
-    assert sum(sizes.take(v4(200, n)) > 0 for n in range(20_000)) == 4096
-    assert not sizes
-
-
 class FakeSender(Sender):
     """Keeps what it would send, and to where."""
 
     def __init__(self) -> None:
-        self.failed, self._addresses, self._identification = {}, {}, 0
+        self.failed, self._addresses, self._identifications = {}, {}, count()
         self.sent: list[tuple[bytes, str]] = []
         self._v4 = self._v6 = lambda packet, target: self.sent.append((packet, target[0]))
 
@@ -241,7 +217,7 @@ def test_what_is_too_large_is_split_where_it_may_be():
     sender.send_to(v4(1000, flags=0x40), b"", 500)
     assert not sender.sent
     assert sum(sender.failed.values()) == 1
-    sender.send_to(v4(1000, flags=0x40), b"", 500, even_df=True)
+    sender.send_to(v4(1000, flags=0x40), b"", 500, Reassembled(v4(1000, flags=0x40), 1000, ()))
     assert [packet[6] & 0xE0 for packet, _ in sender.sent] == [0x60, 0x60, 0x40]
     sender.sent.clear()
     sender.send_to(v4(1000, 0), b"", 500)

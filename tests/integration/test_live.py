@@ -254,7 +254,7 @@ def test_routes_follow_the_host(network, direct):
 def test_path_mtus_are_learnt_from_icmp_errors(network, protocol):
     with network.director.entered():
         routes, errors = Routes(), PathErrors()
-        assert (errors.expect(socket.AF_INET, protocol) is None) == (protocol == 4)
+        assert (errors.expect(socket.AF_INET, protocol) is None) == (protocol != 17)
     target = packed(SERVER)
     assert routes.get(target).mtu == 1500
     # "Fragmentation needed, 1300" about a tunnel's packet, as a router on the way says it.

@@ -10,7 +10,7 @@ from lvskit.datapath.live.fragments import FragmentSizes
 from lvskit.datapath.live.nfqueue import ACCEPT, DROP, PacketLog, PacketQueue, whole
 from lvskit.datapath.live.nftables import INPUT, PREROUTING
 from lvskit.datapath.live.sender import Sender
-from lvskit.types import Deliver, NotOurs, Reason, Reply, Transmit, Verdict
+from lvskit.types import Deliver, NotOurs, Reason, Reassembled, Reply, Transmit, Verdict
 
 _BATCH: Final = 128  # packets to one turn of the event loop
 _LOG_BUFFER: Final = 1 << 22
@@ -68,24 +68,27 @@ class Carrier:
 
     def carry(self) -> None:
         """Carry what waits in the queue, up to a batch."""
-        self.listen()  # replies were sent before what waits arrived: state by state, in order
         waiting = self._queue.read(_BATCH)
         if not waiting:
             return
         self.received += len(waiting)
-        now, sizes, asked = self._clock(), self._sizes, INPUT
-        receive = self.director.receive
+        receive, asked = self.director.receive, INPUT
         outgoing: list[bytes] = []
         send = outgoing.append
         runs: list[tuple[bytes, bytes, bytes]] = []
         answer, last = DROP, b""
         try:
+            self.listen()  # what came before: fragments, and replies, state by state, in order
+            if self._sizes:
+                recall = self._sizes.recall
+                waiting = [(n, recall(packet), mark, hook) for n, packet, mark, hook in waiting]
+            now = self._clock()
             for number, packet, mark, hook in waiting:
                 if hook == asked:
                     verdict = receive(packet, now, mark)
                     if isinstance(verdict, Transmit):
                         made, route, via = verdict
-                        if via or sizes or len(made) > route.mtu:
+                        if via or len(made) > route.mtu or type(packet) is Reassembled:
                             self._send(outgoing)
                             self._send_specially(verdict, packet)
                         else:
@@ -141,11 +144,7 @@ class Carrier:
 
     def _send_specially(self, verdict: Transmit, packet: bytes) -> None:
         """Send what is large, goes by another way, or came in fragments, for `packet`."""
-        limit = verdict.route.mtu
-        fragment = self._sizes.take(packet) if packet[0] < 0x60 else 0
-        if fragment:
-            limit = min(limit, fragment)
-        self._sender.send_to(verdict.packet, verdict.via, limit, even_df=fragment > 0)
+        self._sender.send_to(verdict.packet, verdict.via, verdict.route.mtu, packet)
         self.sent += 1
 
     def listen(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from lvskit.datapath.extensions import FRAGMENT
 from lvskit.datapath.live import nftables
 from lvskit.datapath.live.sets import FAMILY, SETS
 
@@ -89,22 +90,24 @@ def errors_about(addresses: str) -> Iterator[Match]:
         yield (*_ERROR, *_of(version), to, _member(f"{addresses}{version}"))
 
 
-def programs() -> Match:
-    """Match packets that a program's socket sends; the host's own have no user."""
-    return (nftables.meta(nftables.SKUID),)
+def errors_of_programs() -> Match:
+    """Match ICMP errors that a program's socket sends; the host's own have no user."""
+    return nftables.meta(nftables.SKUID), *_ERROR
 
 
-def fragment() -> Match:
-    """Match IPv4 fragments."""
-    return (
+def fragments() -> Iterator[Match]:
+    """Match fragments."""
+    yield (
         *_of(4),
         nftables.payload(nftables.NETWORK, _FRAGMENT, 2),
         nftables.equals(b"\0\0", mask=_MF_AND_OFFSET, negated=True),
     )
+    yield *_of(6), nftables.has_header(FRAGMENT), nftables.equals(b"\1")
 
 
 def wanted_fragments() -> Iterator[Match]:
-    """Match IPv4 fragments that may be of a service's packets."""
-    to = nftables.payload(nftables.NETWORK, _DESTINATION[4], 4)
-    yield to, _member("addresses4")
+    """Match fragments that may be of a service's packets."""
+    for version, size in _SIZE.items():
+        to = nftables.payload(nftables.NETWORK, _DESTINATION[version], size)
+        yield *_of(version), to, _member(f"addresses{version}")
     yield _MAY_BE_MARKED

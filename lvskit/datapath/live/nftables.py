@@ -48,6 +48,7 @@ FORWARD: Final = 2
 OUTPUT: Final = 3
 
 _JUMP: Final = -3
+_PRESENT: Final = 1  # NFT_EXTHDR_F_PRESENT
 _SOME: Final = 500  # elements to one message: an attribute holds 64 KiB at most
 
 
@@ -133,6 +134,14 @@ def payload(base: int, offset: int, size: int, register: int = 0) -> bytes:
     return _expression(
         "payload", be32(1, FIRST_REGISTER + register), be32(2, base), be32(3, offset), be32(4, size)
     )
+
+
+def has_header(kind: int) -> bytes:
+    """Load whether an IPv6 packet has an extension header, as one byte."""
+    return _expression(
+        "exthdr", be32(1, FIRST_REGISTER), attribute(2, bytes((kind,))),
+        be32(3, 0), be32(4, 1), be32(5, _PRESENT),
+    )  # fmt: skip
 
 
 def equals(value: bytes, *, mask: bytes = b"", negated: bool = False) -> bytes:

@@ -32,7 +32,11 @@ _UNREACHABLE: Final = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT}
 )
 
+# That of a loopback interface is more than IPv4 can say (include/net/ip.h, IP_MAX_MTU).
+_MOST_MTU: Final = {socket.AF_INET: 0xFFFF, socket.AF_INET6: 0xFFFF + 40}
+
 _IPPROTO_IPIP: Final = 4
+_IPPROTO_GRE: Final = 47
 _IP_RECVERR: Final = 11
 _IPV6_RECVERR: Final = 25
 _ATTACH_FILTER: Final = 26
@@ -87,7 +91,7 @@ class Routes:
         mtu = int.from_bytes(metrics.get(_METRIC_MTU, b""), sys.byteorder) or self._mtu(interface)
         if not mtu or _SOURCE not in found:
             return None
-        return Route(found[_SOURCE], mtu, answer[7] == _LOCAL)
+        return Route(found[_SOURCE], min(mtu, _MOST_MTU[family]), answer[7] == _LOCAL)
 
     def _mtu(self, interface: int) -> int:
         """Return the MTU of an interface; 0 where it is gone."""
@@ -128,6 +132,7 @@ class PathErrors:
         for family, protocol in (
             (socket.AF_INET, _IPPROTO_IPIP),
             (socket.AF_INET, socket.IPPROTO_IPV6),
+            (socket.AF_INET, _IPPROTO_GRE),
             (socket.AF_INET6, _IPPROTO_IPIP),
             (socket.AF_INET6, socket.IPPROTO_IPV6),
         ):

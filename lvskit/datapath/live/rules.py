@@ -162,14 +162,16 @@ class Rules:
         if wanted.answers and not self._watch.answers:
             messages.append(nftables.new_chain(table, _FORWARD, nftables.FORWARD, PRIORITY))
             messages += self._answers(_FORWARD)
+        if wanted.local_answers or wanted.copies:
+            # Of ICMP errors the host's own are wanted: its socket is no program's, as ours is.
+            own = matches.errors_of_programs()
+            messages.append(nftables.new_rule(table, _OUT, *own, nftables.accept()))
         if wanted.local_answers:
             messages += self._answers(_OUT)
         if wanted.copies:
             copy = (nftables.log(self._group, SNAPSHOT), nftables.accept())
             for match in (*matches.from_places("services", "allports"), matches.markable()):
                 messages.append(nftables.new_rule(table, _OUT, *match, *copy))
-            # Of ICMP errors the host's own are wanted: its socket is no program's, as ours is.
-            messages.append(nftables.new_rule(table, _OUT, *matches.programs(), nftables.accept()))
             for match in matches.errors_about("addresses"):
                 messages.append(nftables.new_rule(table, _OUT, *match, *copy))
         try:
@@ -195,21 +197,23 @@ class Rules:
         IPv6: the kernel reassembles it there only if asked to; ip_vs asks for the same
         (ip_vs_ctl.c, nf_defrag_ipv6_enable). A `tproxy` expression, even in a chain that nothing
         leads to, is what switches it on without connection tracking; a kernel without it drops
-        fragments. IPv4: headers of fragments are copied, see `lvskit.datapath.live.fragments`; a
-        kernel that cannot splits larger datagrams only where it must.
+        fragments. Headers of fragments are copied, see `lvskit.datapath.live.fragments`; a kernel
+        that cannot splits larger datagrams only where it must.
         """
         held, table = self._held, self._table
         if (held["addresses6"] or held["marks"]) and _REASSEMBLE not in self._settled:
             self._try(_REASSEMBLE, [nftables.new_rule(table, _REASSEMBLE, nftables.tproxy())])
-        if (held["addresses4"] or held["marks"]) and _FRAGMENTS not in self._settled:
-            # One rule alone is what every packet of the host meets here.
+        wanted = held["addresses4"] or held["addresses6"] or held["marks"]
+        if wanted and _FRAGMENTS not in self._settled:
+            # These two rules alone are what every packet of the host meets here.
             entry, hook = f"{_FRAGMENTS}_in", (nftables.PREROUTING, _BEFORE_REASSEMBLY)
             to_copies = nftables.jump(_FRAGMENTS)
             messages = [
                 nftables.new_chain(table, _FRAGMENTS),
                 nftables.new_chain(table, entry, *hook),
-                nftables.new_rule(table, entry, *matches.fragment(), to_copies),
             ]
+            for match in matches.fragments():
+                messages.append(nftables.new_rule(table, entry, *match, to_copies))
             for match in matches.wanted_fragments():
                 copy = nftables.log(self._group, SNAPSHOT)
                 messages.append(nftables.new_rule(table, _FRAGMENTS, *match, copy))

@@ -12,9 +12,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from itertools import count
 from typing import Final
 
-from lvskit.datapath.fragments import fragment, fragment_v6
+from lvskit.datapath.fragments import split
 from lvskit.errors import DatapathError
 
 _BUFFER: Final = 1 << 23
@@ -46,7 +47,7 @@ class Sender:
                 raise
         self._v4, self._v6 = self._sockets[0].sendto, self._sockets[-1].sendto
         self._addresses: dict[bytes, _Address] = {}
-        self._identification = int.from_bytes(os.urandom(4), "big")
+        self._identifications = count(int.from_bytes(os.urandom(4), "big"))
 
     def send(self, packets: list[bytes]) -> None:
         """Send `packets`, none larger than the MTU of its path, without waiting."""
@@ -61,23 +62,23 @@ class Sender:
                 # A full device, a filter at the output, no route: lost, as on any wire.
                 self._count(err.errno or 0)
 
-    def send_to(self, packet: bytes, via: bytes, limit: int, *, even_df: bool = False) -> None:
-        """Send one packet by the way to another address, or in fragments of `limit` bytes.
+    def send_to(self, packet: bytes, via: bytes, mtu: int, came: bytes = b"") -> None:
+        """Send one packet by the way to another address, or in fragments.
 
         Args:
             packet: one datagram.
             via: packed address whose next hop gets it; empty = its own destination.
-            limit: larger packets are split where their header allows that.
-            even_df: it allows it in any case; each part says DF then as the whole did.
+            mtu: of that way, bytes.
+            came: what it was when it came; see `lvskit.datapath.fragments.split`.
         """
         four = packet[0] < 0x60
-        if len(packet) <= limit:
-            parts = [packet]
-        elif four:
-            parts = self._fragments(packet, limit, even_df)
-        else:
-            self._identification = self._identification + 1 & 0xFFFFFFFF
-            parts = fragment_v6(packet, limit, self._identification)
+        if four and packet[4:6] == b"\0\0" and not packet[6] & _DF:
+            # The kernel would give each part an identification of its own.
+            own = next(self._identifications) & 0xFFFF | 1
+            packet = packet[:4] + own.to_bytes(2, "big") + packet[6:]
+        parts = split(packet, came, mtu, self._identifications)
+        if not parts:
+            self._count(errno.EMSGSIZE)
         way = via or (packet[16:20] if four else packet[24:40])
         target = self._addresses.get(way) or self._address(way)
         for part in parts:
@@ -85,18 +86,6 @@ class Sender:
                 (self._v4 if four else self._v6)(part, target)
             except OSError as err:
                 self._count(err.errno or 0)
-
-    def _fragments(self, packet: bytes, limit: int, even_df: bool) -> list[bytes]:
-        """Return an IPv4 datagram in parts; none where it may not be split."""
-        df = packet[6] & _DF
-        if df and not even_df:
-            self._count(errno.EMSGSIZE)
-            return []
-        if not df and packet[4:6] == b"\0\0":  # the kernel would give each part one of its own
-            self._identification = self._identification + 1 & 0xFFFFFFFF
-            own = self._identification & 0xFFFF | 1
-            packet = packet[:4] + own.to_bytes(2, "big") + packet[6:]
-        return fragment(packet, limit)
 
     def _count(self, error: int) -> None:
         self.failed[error] = self.failed.get(error, 0) + 1

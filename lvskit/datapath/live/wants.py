@@ -49,12 +49,11 @@ class Wants:
         """Forget services and servers whose last connection has gone; True where any has."""
         before = len(self._leaving) + len(self._answering)
         for key, servers in list(self._leaving.items()):
-            # Without any service the director claims no packet, connection or not.
-            if not self.services or key in self.services or not any(map(_is_referenced, servers)):
+            if key in self.services or not any(map(_is_referenced, servers)):
                 del self._leaving[key]
         for server in list(self._answering):
             present = server.available and _answers_through_us(server)
-            if not self.services or not (present or server.referenced):
+            if not (present or server.referenced):
                 self._answering.remove(server)
         return len(self._leaving) + len(self._answering) < before
 

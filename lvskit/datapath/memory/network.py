@@ -9,19 +9,18 @@ from __future__ import annotations
 import ipaddress
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import count
 
 from lvskit.core.icmp import Refusal, answer_v4, read_error, refuse
 from lvskit.core.packet import Parsed, parse
 from lvskit.datapath.extensions import behind_options
-from lvskit.datapath.fragments import fragment, fragment_v6
+from lvskit.datapath.fragments import split
 from lvskit.datapath.memory import stack
 from lvskit.datapath.reassembly import Reassembler, bare
-from lvskit.types import ICMP, ICMPV6, TCP, UDP, Reassembled, Route
+from lvskit.types import ICMP, ICMPV6, TCP, UDP, Route
 
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 _IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
-_DF = 0x40
-_LEAST_MTU_V6 = 1280  # RFC 8200
 _LOOPBACK_MTU = {4: 65535, 16: 65536}
 _LEAST_PATH_MTU = 552  # Linux net.ipv4.route.min_pmtu
 _REASSEMBLY_TIME_EXCEEDED = (11, 1)
@@ -105,7 +104,8 @@ class Host:
         self.paths: dict[bytes, int] = {}
         self.unpacks = False
         self.reassembler = Reassembler()
-        self._identification = 1 << 16  # of IPv6 fragments; nobody else counts from there
+        # Of IPv6 fragments; nobody else counts from there.
+        self._identifications = count((1 << 16) + 1)
         self.addresses = [i.ip.packed for i in interfaces]
         network.attach(self, self.addresses)
 
@@ -229,9 +229,7 @@ class Host:
         Args:
             packet: a whole datagram.
             via: packed address whose next hop carries it; empty = its destination.
-            came: what it was before the director looked at it: if it came in fragments, it may be
-                split again, and no fragment is larger than any that came, unless it is now in a
-                tunnel that is IPv6 or carries that.
+            came: what it was before the director looked at it; see `split`.
         """
         version = packet[0] >> 4
         target = via or (packet[16:20] if version == 4 else packet[24:40])
@@ -241,21 +239,6 @@ class Host:
         next_hop = self._next_hop(target)
         if next_hop is None:
             return
-        mtu, size = self.paths.get(target, self.mtu), len(packet)
-        pieces: tuple[int, ...] = ()
-        if isinstance(came, Reassembled):
-            six = came[0] >> 4 == 6
-            if size == len(came) or (version == 4 and not six):
-                mtu = min(mtu, came.largest)
-            pieces = came.pieces if six else ()
-        elif size > mtu and (version == 6 or packet[6] & _DF):
-            return
-        if version == 4:
-            parts = fragment(packet, mtu, pieces)
-        elif size <= mtu:
-            parts = [packet]
-        else:
-            self._identification += 1
-            parts = fragment_v6(packet, max(mtu, _LEAST_MTU_V6), self._identification, pieces)
-        for part in parts:
+        mtu = self.paths.get(target, self.mtu)
+        for part in split(packet, came, mtu, self._identifications):
             self.network.send(part, next_hop)
