@@ -9,7 +9,7 @@ in bytes: while there are too many, the oldest datagram is given up.
 from __future__ import annotations
 
 import enum
-from bisect import insort
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -21,6 +21,8 @@ from lvskit.types import Reassembled
 TIMEOUT_S: Final = {4: 30.0, 6: 60.0}
 """How long an incomplete datagram is kept, by IP version."""
 _MOST_BYTES: Final = 4 << 20
+OVERHEAD: Final = 256
+"""What keeping a fragment costs besides its own bytes, about."""
 _LARGEST_V4: Final = 65535
 _LARGEST_V6: Final = 65535 + 40
 _DF: Final = 0x40
@@ -75,20 +77,21 @@ class _Queue:
 
     def place(self, offset: int, end: int) -> _Place:
         """Enter a fragment among the runs, if it is new."""
-        last = self.runs[-1] if self.runs else [0, 0]
-        if self.runs and end <= last[1]:
-            for start, stop in self.runs:
-                if start <= offset and end <= stop:
-                    return _Place.TWICE
-                if offset < stop and start < end:
-                    return _Place.OVERLAP
-            insort(self.runs, [offset, end])
-        elif self.runs and offset < last[1]:
-            return _Place.OVERLAP
-        elif self.runs and offset == last[1]:
-            last[1] = end
+        runs = self.runs
+        at = bisect_right(runs, [offset, end])  # of the next run; none that lies there overlaps
+        before = runs[at - 1] if at else [0, 0]
+        if offset < before[1]:
+            return _Place.TWICE if end <= before[1] else _Place.OVERLAP
+        if at < len(runs):
+            if runs[at][0] == offset and end <= runs[at][1]:
+                return _Place.TWICE
+            if runs[at][0] < end:
+                return _Place.OVERLAP
+            runs.insert(at, [offset, end])
+        elif runs and offset == before[1]:
+            before[1] = end
         else:
-            self.runs.append([offset, end])
+            runs.append([offset, end])
         return _Place.NEW
 
 
@@ -208,8 +211,8 @@ class Reassembler:
             queue.first = packet
         queue.parts[offset] = part
         queue.size = max(queue.size, len(packet))
-        queue.held += len(packet)
-        self._held += len(packet)
+        queue.held += len(packet) + OVERHEAD
+        self._held += len(packet) + OVERHEAD
         while self._held > self._limit:
             self._forget(next(iter(self._queues)))
         return queue if key in self._queues else None

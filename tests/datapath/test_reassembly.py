@@ -13,7 +13,7 @@ from scapy.layers import inet, inet6
 from scapy.packet import Packet
 
 from lvskit.core.packet import parse
-from lvskit.datapath.reassembly import Reassembler, bare
+from lvskit.datapath.reassembly import OVERHEAD, Reassembler, bare
 from lvskit.testing import packets
 
 CLIENT, VIP = "10.0.0.1", "192.168.1.176"
@@ -473,7 +473,7 @@ def half(number: int, second: bool = False) -> bytes:
 
 
 def test_the_oldest_datagrams_give_way() -> None:
-    made = Reassembler(limit=3000)
+    made = Reassembler(limit=3000 + 3 * OVERHEAD)
     feed(made, [half(1), half(2)])
     assert feed(made, [half(3)]) == []  # 3012 bytes: the first goes
     assert len(feed(made, [half(2, second=True)])) == 1
@@ -482,7 +482,7 @@ def test_the_oldest_datagrams_give_way() -> None:
 
 
 def test_up_to_the_limit_nothing_is_given_up() -> None:
-    made = Reassembler(limit=3012)
+    made = Reassembler(limit=3012 + 3 * OVERHEAD)
     feed(made, [half(number) for number in (1, 2, 3)])
     assert made.expired(29.0) == []
     assert len(made.expired(30.0)) == 3
@@ -490,7 +490,7 @@ def test_up_to_the_limit_nothing_is_given_up() -> None:
 
 @pytest.mark.parametrize("how", ["whole", "expired", "overlap", "late", "copies"])
 def test_what_is_gone_makes_room(how: str) -> None:
-    made = Reassembler(limit=2100)
+    made = Reassembler(limit=2100 + 3 * OVERHEAD)
     for number in range(10):
         feed(made, [half(number)])
         if how == "whole":
@@ -516,8 +516,8 @@ def test_a_fragment_larger_than_the_limit_is_not_kept() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 6), st.booleans()), max_size=60))
 def test_no_more_is_kept_than_the_limit(coming: list[tuple[int, int, bool]]) -> None:
-    """Whatever comes; seen by what expires: one first fragment at most for each 28 bytes."""
-    made = Reassembler(limit=280)
+    """Whatever comes; seen by what expires: one first fragment for each 28 bytes and the rest."""
+    made = Reassembler(limit=10 * (28 + OVERHEAD))
     for number, offset, more in coming:
         if offset or more:
             made.add(piece(bytes(8), offset * 8, more, identification=number), 0.0)
