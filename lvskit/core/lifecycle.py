@@ -164,7 +164,8 @@ class Lifecycle(Administration):
         self._load_changed(server)
         if connection.template:
             connection.template.children -= 1
-        self._tell(server.service.closed, connection, reason)
+        if server.service.closed:
+            self._tell(server.service.closed, connection, reason)
 
     def _drop_template(self, template: Template) -> None:
         self.wheel.forget(template)
