@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -210,15 +210,6 @@ def test_the_configuration_of_the_page(tmp_path: Path) -> None:
     assert config.service[0].key().port == 23
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Let programs that are started now hear SIGINT, though a background job may have been deaf."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_while_a_command_waits(tmp_path: Path) -> None:
     import socket
 
