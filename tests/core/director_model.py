@@ -227,10 +227,12 @@ class Model:
         service.rules = DEFAULTS | self.settings
 
     def remove_service(self, service: Service) -> None:
-        for server in list(service.servers):
+        servers = list(service.servers)
+        for server in servers:
             self._detach(server)
         self.services.remove(service)
-        self._end_removed(service.rules)
+        if servers:
+            self._end_removed(service.rules)
 
     def tune(self, changes: Mapping[str, int | None], service: Service | None = None) -> None:
         """Change settings, of one service or of all; None takes a value back."""
