@@ -1,0 +1,1 @@
+"""The kernel fast path of lvskit: known connections are forwarded by XDP."""
