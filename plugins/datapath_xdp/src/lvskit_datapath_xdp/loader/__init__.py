@@ -10,7 +10,9 @@
 from __future__ import annotations
 
 from lvskit_datapath_xdp.loader.bpfobject import BpfObject, Loaded
-from lvskit_datapath_xdp.loader.maps import Map, MapFlags, MapSpec, MapType, Update
+from lvskit_datapath_xdp.loader.features import problems
+from lvskit_datapath_xdp.loader.maps import Map, Update
+from lvskit_datapath_xdp.loader.mapspec import MapFlags, MapSpec, MapType
 from lvskit_datapath_xdp.loader.program import Link, LinkInfo, Mode, Program, ProgramInfo, TestRun
 from lvskit_datapath_xdp.loader.ringbuf import RingBuffer
 from lvskit_datapath_xdp.loader.syscall import BpfError
@@ -31,4 +33,5 @@ __all__ = [
     "RingBuffer",
     "TestRun",
     "Update",
+    "problems",
 ]

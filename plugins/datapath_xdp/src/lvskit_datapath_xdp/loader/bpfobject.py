@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +16,8 @@ from lvskit_datapath_xdp.loader.btf import Btf
 from lvskit_datapath_xdp.loader.debuginfo import DebugInfo
 from lvskit_datapath_xdp.loader.elf import Elf, Symbol
 from lvskit_datapath_xdp.loader.link import Linker, functions
-from lvskit_datapath_xdp.loader.maps import Map, MapFlags, MapSpec, MapType
+from lvskit_datapath_xdp.loader.maps import Map
+from lvskit_datapath_xdp.loader.mapspec import MapFlags, MapSpec, MapType
 from lvskit_datapath_xdp.loader.program import Program
 from lvskit_datapath_xdp.loader.syscall import BpfError, Handle
 from lvskit_datapath_xdp.loader.variables import Variables
@@ -38,7 +40,14 @@ class BpfObject:
 
     def __init__(self, data: bytes, name: str = "object") -> None:
         self.name = name
-        self.elf = Elf(data, name)
+        try:
+            self._parse(data)
+        except (struct.error, LookupError, ValueError, RecursionError) as err:
+            raise BpfError(0, f"{name} is damaged: {err}") from err
+
+    def _parse(self, data: bytes) -> None:
+        """Read all that there is to know before the load."""
+        self.elf = Elf(data, self.name)
         self.btf = Btf(self.elf)
         self.debug = DebugInfo(self.elf, self.btf)
         self.definitions = definitions.read_maps(self.btf)
@@ -48,6 +57,10 @@ class BpfObject:
             for section in self.elf.sections
             if section.name.startswith(_DATA) and section.size
         }
+        for name in self.sections:
+            section = self.elf.section(name)
+            if section and section.relocations:
+                raise BpfError(0, f"{self.name}: {name} holds addresses, which is not supported")
         empty = Variables(None, self.btf)
         self.rodata, self.data, self.bss = (self.sections.get(name, empty) for name in _DATA)
         terms = self.elf.section("license")
@@ -105,7 +118,7 @@ class BpfObject:
             _check_shape(map_, specs[name])
         new = specs.keys() - maps.keys()
         for name in new:
-            maps[name] = undo.enter_context(specs[name].create(btf))
+            maps[name] = undo.enter_context(Map.create(specs[name], btf))
             if name in self.sections:
                 maps[name].update(0, bytes(self.sections[name].content))
                 if name.startswith(".rodata"):

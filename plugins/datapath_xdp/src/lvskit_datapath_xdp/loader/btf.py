@@ -94,14 +94,14 @@ class Type:
 
 
 class Btf:
-    """The types of an object, numbered from 1 (0 is void).
+    """The types of an object, numbered from 1 (0 is void). Damage shows as with `Elf`.
 
     Attributes:
         raw: what to give to the kernel: compilers leave the sizes of sections and the places of
             variables to the linker, of which there is none; they are filled in here.
 
     Raises:
-        BpfError: the object has no BTF, or it is damaged.
+        BpfError: the object has no BTF.
     """
 
     def __init__(self, elf: Elf) -> None:
@@ -110,16 +110,13 @@ class Btf:
             raise BpfError(0, f"{elf.name} has no BTF: compile with -g, and keep .BTF")
         self.raw = bytearray(section.data)
         self.types = [Type(Kind.VOID, "", 0, ())]
-        try:
-            magic, _, _, header, types, size, self._strings, _ = _HEADER.unpack_from(self.raw)
-            if magic != _MAGIC:
-                raise ValueError(f"it begins with {magic:#x}")
-            self._strings += header
-            at, end = header + types, header + types + size
-            while at < end:
-                at = self._read(at, elf)
-        except (struct.error, ValueError) as err:
-            raise BpfError(0, f"{elf.name}: damaged BTF: {err}") from err
+        magic, _, _, header, types, size, self._strings, _ = _HEADER.unpack_from(self.raw)
+        if magic != _MAGIC:
+            raise ValueError(f"its BTF begins with {magic:#x}")
+        self._strings += header
+        at, end = header + types, header + types + size
+        while at < end:
+            at = self._read(at, elf)
 
     def _read(self, at: int, elf: Elf) -> int:
         """Read the type at this offset; return the offset of the next one."""
@@ -140,7 +137,7 @@ class Btf:
         """Fill in a section's size and where its variables are, in that order; return the size."""
         section = elf.section(name)
         if section is None:
-            raise ValueError(f"no section {name!r}")
+            raise BpfError(0, f"{elf.name} wants {name} of the kernel, which is not supported")
         places = {symbol.name: symbol.value for symbol in elf.symbols_of(section)}
         variables = []
         for entry in range(at + _TYPE.size, at + _TYPE.size + 12 * count, 12):
@@ -159,9 +156,7 @@ class Btf:
     def real(self, number: int) -> Type:
         """Return a type without the names and qualifiers around it."""
         found = self.types[number]
-        while found.kind in _ALIASES:
-            found = self.types[found.number]
-        return found
+        return self.real(found.number) if found.kind in _ALIASES else found
 
     def size(self, number: int) -> int:
         """Return how many bytes a type takes."""

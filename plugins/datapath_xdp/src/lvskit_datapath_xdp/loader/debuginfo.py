@@ -12,7 +12,7 @@ from lvskit_datapath_xdp.loader.btf import Btf
 from lvskit_datapath_xdp.loader.elf import Elf
 from lvskit_datapath_xdp.loader.link import INSTRUCTION, Linked
 from lvskit_datapath_xdp.loader.program import Debug
-from lvskit_datapath_xdp.loader.syscall import BpfError, Handle
+from lvskit_datapath_xdp.loader.syscall import Handle
 
 _HEADER: Final = struct.Struct("<HBBIIIII")
 _SECTION: Final = struct.Struct("<II")
@@ -25,11 +25,7 @@ Records = dict[str, list[tuple[int, ...]]]
 
 
 class DebugInfo:
-    """The records of an object; without `.BTF.ext` there are none.
-
-    Raises:
-        BpfError: they are damaged.
-    """
+    """The records of an object; without `.BTF.ext` there are none. Damage shows as with `Elf`."""
 
     def __init__(self, elf: Elf, btf: Btf) -> None:
         self._elf = elf
@@ -38,17 +34,12 @@ class DebugInfo:
         section = elf.section(".BTF.ext")
         if section is None:
             return
-        try:
-            magic, _, _, size, functions, _, lines, length = _HEADER.unpack_from(section.data)
-            if magic != _MAGIC:
-                raise ValueError(f"it begins with {magic:#x}")
-            for records, form, start, end in (
-                (self._functions, FUNCTION, functions, lines),
-                (self._lines, LINE, lines, lines + length),
-            ):
-                _read(section.data[size + start : size + end], form, btf, records)
-        except (struct.error, ValueError) as err:
-            raise BpfError(0, f"{elf.name}: damaged .BTF.ext: {err}") from err
+        magic, _, _, size, functions, _, lines, length = _HEADER.unpack_from(section.data)
+        if magic != _MAGIC:
+            raise ValueError(f"its .BTF.ext begins with {magic:#x}")
+        middle, end = size + lines, size + lines + length
+        _read(section.data[size + functions : middle], FUNCTION, btf, self._functions)
+        _read(section.data[middle:end], LINE, btf, self._lines)
 
     def of(self, linked: Linked, btf: Handle | None) -> Debug | None:
         """Return what is known of a linked program, for the kernel; None if that is nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from lvskit_datapath_xdp.loader.btf import Btf, Kind, Member, Type
-from lvskit_datapath_xdp.loader.maps import MapSpec
+from lvskit_datapath_xdp.loader.mapspec import MapSpec
 from lvskit_datapath_xdp.loader.syscall import BpfError
 
 SECTION: Final = ".maps"

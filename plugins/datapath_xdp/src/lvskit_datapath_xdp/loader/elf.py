@@ -61,24 +61,21 @@ class Section:
 
 
 class Elf:
-    """A parsed object.
+    """A parsed object. Damage shows as struct.error, LookupError or ValueError.
 
     Attributes:
         sections: by number.
         symbols: by number, as the file has them.
 
     Raises:
-        BpfError: the bytes are no little-endian 64-bit BPF object, or it is damaged.
+        BpfError: the bytes are no little-endian 64-bit BPF object.
     """
 
     def __init__(self, data: bytes, name: str) -> None:
         self.name = name
         self.sections: list[Section] = []
         self.symbols: list[Symbol] = []
-        try:
-            self._parse(data)
-        except (struct.error, IndexError, ValueError) as err:
-            raise BpfError(0, f"{name}: damaged ELF file: {err}") from err
+        self._parse(data)
 
     def section(self, name: str) -> Section | None:
         """Return the section of this name, if there is one."""

@@ -7,11 +7,13 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from enum import IntEnum, IntFlag
+from contextlib import ExitStack
+from dataclasses import replace
+from enum import IntEnum
 from pathlib import Path
 from typing import Final, Self
 
+from lvskit_datapath_xdp.loader.mapspec import PER_CPU, WITH_BTF, MapSpec, MapType
 from lvskit_datapath_xdp.loader.syscall import (
     BpfError,
     Command,
@@ -20,50 +22,14 @@ from lvskit_datapath_xdp.loader.syscall import (
     bpf,
     object_info,
     open_pinned,
+    short,
+    text,
 )
 
 _ELEMENT: Final = struct.Struct("<I4xQQQ")
 _BATCH: Final = struct.Struct("<QQQQIIQQ")
 _INFO: Final = struct.Struct("<IIIIII16s")
-_NAME_LENGTH: Final = 15
-
-
-class MapType(IntEnum):
-    """The kinds of map that are used: enum bpf_map_type of Linux include/uapi/linux/bpf.h."""
-
-    HASH = 1
-    ARRAY = 2
-    PROG_ARRAY = 3
-    PERCPU_HASH = 5
-    PERCPU_ARRAY = 6
-    LRU_HASH = 9
-    LRU_PERCPU_HASH = 10
-    LPM_TRIE = 11
-    ARRAY_OF_MAPS = 12
-    HASH_OF_MAPS = 13
-    DEVMAP = 14
-    DEVMAP_HASH = 25
-    RINGBUF = 27
-
-
-PER_CPU: Final = {MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH}
-# The kernel takes BTF for these alone, of the above: map_check_btf of their operations.
-_WITH_BTF: Final = {
-    MapType.HASH,
-    MapType.ARRAY,
-    MapType.LRU_HASH,
-    MapType.LPM_TRIE,
-    *PER_CPU,
-}
-
-
-class MapFlags(IntFlag):
-    """Flags of a map at its creation."""
-
-    NO_PREALLOC = 1 << 0
-    RDONLY_PROG = 1 << 7
-    MMAPABLE = 1 << 10
-    INNER_MAP = 1 << 12
+_CREATE: Final = struct.Struct("<7I16s5IQ")
 
 
 class Update(IntEnum):
@@ -72,76 +38,6 @@ class Update(IntEnum):
     ANY = 0
     NOEXIST = 1
     EXIST = 2
-
-
-@dataclass(slots=True)
-class MapSpec:
-    """A map as a program's source defines it; sizes in bytes. May be changed before the load.
-
-    Attributes:
-        inner: for a map of maps, what its maps are like.
-        key_type, value_type: numbers of BTF types, 0 for none.
-    """
-
-    name: str
-    type: int
-    key_size: int
-    value_size: int
-    max_entries: int
-    flags: int = 0
-    inner: MapSpec | None = None
-    key_type: int = 0
-    value_type: int = 0
-
-    def create(self, btf: Handle | None = None) -> Map:
-        """Make the map.
-
-        Raises:
-            BpfError: the kernel refused; `errno` says why.
-        """
-        if btf and self.value_type and self.type in _WITH_BTF:
-            try:
-                return self._create(btf.fd, self.key_type, self.value_type)
-            except BpfError as err:
-                if err.errno == errno.ENOMEM:
-                    raise
-        return self._create(0, 0, 0)
-
-    def _create(self, btf: int, key_type: int, value_type: int) -> Map:
-        entries = self.max_entries
-        if self.type == MapType.RINGBUF:  # the kernel wants whole pages, of whichever size it has
-            entries = max(entries, mmap.PAGESIZE)
-        inner = self.inner.create() if self.inner else None
-        try:
-            sizes = (self.type, self.key_size, self.value_size, entries, self.flags)
-            types = (btf, key_type, value_type, 0)
-            attr = bytearray(
-                struct.pack(
-                    "<5III16sI4IQ",
-                    *sizes,
-                    inner.fd if inner else 0,
-                    0,
-                    short(self.name),
-                    0,
-                    *types,
-                    0,
-                )
-            )
-            fd = bpf(
-                Command.MAP_CREATE,
-                attr,
-                f"make the map {self.name} of {entries} entries",
-                {errno.EINVAL: "this kernel does not know this kind of map, or not these sizes"},
-            )
-        finally:
-            if inner:
-                inner.close()
-        return Map(fd, replace(self, max_entries=entries))
-
-
-def short(name: str) -> bytes:
-    """Return as much of a name as the kernel keeps."""
-    return name.encode()[:_NAME_LENGTH]
 
 
 def possible_cpus() -> int:
@@ -173,20 +69,44 @@ class Map(Handle):
             self.value_bytes = rounded(spec.value_size) * possible_cpus()
 
     @classmethod
+    def create(cls, spec: MapSpec, btf: Handle | None = None) -> Self:
+        """Make a map, with the types of its keys and values where the kernel takes those.
+
+        Raises:
+            BpfError: the kernel refused; `errno` says why.
+        """
+        entries = spec.max_entries
+        if spec.type == MapType.RINGBUF:  # the kernel wants whole pages, of whichever size it has
+            entries = max(entries, mmap.PAGESIZE)
+        described = btf is not None and spec.value_type > 0 and spec.type in WITH_BTF
+        types = (btf.fd, spec.key_type, spec.value_type) if btf and described else (0, 0, 0)
+        doing = f"make the map {spec.name} of {entries} entries"
+        unknown = "this kernel does not know this kind of map, or not these sizes or flags"
+        with ExitStack() as used:
+            inner = used.enter_context(Map.create(spec.inner)).fd if spec.inner else 0
+            sizes = (spec.type, spec.key_size, spec.value_size, entries, spec.flags)
+            attr = _CREATE.pack(*sizes, inner, 0, short(spec.name), 0, *types, 0, 0)
+            try:
+                fd = bpf(Command.MAP_CREATE, bytearray(attr), doing, {errno.EINVAL: unknown})
+            except BpfError as err:
+                if described and err.errno not in (errno.ENOMEM, errno.EPERM):
+                    return cls.create(spec)
+                raise
+        return cls(fd, replace(spec, max_entries=entries))
+
+    @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
         """Open the map that is pinned at `path`."""
-        fd = open_pinned(path)
-        try:
-            kind, _, key, value, entries, flags, name = _INFO.unpack(object_info(fd, _INFO.size))
-        except BpfError:
-            os.close(fd)
-            raise
-        return cls(fd, MapSpec(name.rstrip(b"\0").decode(), kind, key, value, entries, flags))
+        with Handle(open_pinned(path), os.fspath(path)) as opened:
+            info = object_info(opened.fd, bytearray(_INFO.size))
+            kind, _, key, value, entries, flags, name = _INFO.unpack(info)
+            fd, opened.fd = opened.fd, -1
+        return cls(fd, MapSpec(text(name), kind, key, value, entries, flags))
 
     @property
     def id(self) -> int:
         """The kernel's number of it."""
-        return int(_INFO.unpack(object_info(self.fd, _INFO.size))[1])
+        return int(_INFO.unpack(object_info(self.fd, bytearray(_INFO.size)))[1])
 
     def lookup(self, key: bytes | int) -> bytes | None:
         """Return the value of a key; of all CPUs, one after another, for per-CPU maps."""

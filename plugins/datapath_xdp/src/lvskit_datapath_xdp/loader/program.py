@@ -6,10 +6,10 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, Self
 
-from lvskit_datapath_xdp.loader.maps import short
 from lvskit_datapath_xdp.loader.syscall import (
     BpfError,
     Command,
@@ -18,8 +18,8 @@ from lvskit_datapath_xdp.loader.syscall import (
     bpf,
     object_info,
     open_pinned,
-    read_info,
-    refusal,
+    short,
+    text,
 )
 
 Mode = Literal["native", "generic"]
@@ -35,6 +35,7 @@ _MODE_FLAGS: Final = {"generic": 1 << 1, "native": 1 << 2}
 _LOAD: Final = struct.Struct("<IIQQIIQII16sIIIIQIIQI4x")
 _TEST: Final = struct.Struct("<IIIIQQIIIIQQIII4x")
 _INFO: Final = struct.Struct("<II8sIIQQQIIQ16s")
+_INFO_MAPS: Final = 52  # where the count of maps is, and then where to write their numbers
 _LINK_INFO: Final = struct.Struct("<III4xI4x")
 _FIRST_LOG: Final = 1 << 16
 _LARGEST_LOG: Final = 1 << 26
@@ -108,17 +109,23 @@ class Program(Handle):
         Raises:
             BpfError: with the last lines of the verifier's log, all of it as `log`.
         """
-        for attempt in range(5):
-            try:
-                return cls(_load(name, code, license_, frags, debug, bytearray()), name)
-            except BpfError as err:
-                # The verifier gives up with EAGAIN when a signal came; others stay as they are.
-                if err.errno == errno.EAGAIN and attempt < 4:
-                    continue
-                if err.errno == errno.EPERM:
-                    raise
-                raise _explained(err, name, code, license_, frags, debug) from None
-        raise AssertionError("unreachable")
+        terms = bytearray(license_.encode() + b"\0")
+        functions, lines = (debug.functions, debug.lines) if debug else (bytearray(), bytearray())
+        flags = _FRAGS if frags else 0
+        described = (debug.btf_fd if debug else 0, 8, address(functions), len(functions) // 8)
+        sourced = (16, address(lines), len(lines) // 16)
+
+        def attempt(log: bytearray) -> int:
+            wanted = (1 if log else 0, len(log), address(log))
+            program = (_PROG_TYPE_XDP, len(code) // 8, address(code), address(terms), *wanted)
+            rest = (0, flags, short(name), 0, _ATTACH_XDP, *described, *sourced)
+            attr = bytearray(_LOAD.pack(*program, *rest))
+            return bpf(Command.PROG_LOAD, attr, f"load the program {name}")
+
+        try:
+            return cls(attempt(bytearray()), name)
+        except BpfError as err:
+            raise _explained(err, attempt) from None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -133,14 +140,12 @@ class Program(Handle):
 
     def info(self) -> ProgramInfo:
         """Return what the kernel knows of it."""
-        info = object_info(self.fd, _INFO.size)
-        count = _INFO.unpack(info)[9]
+        count = _INFO.unpack(object_info(self.fd, bytearray(_INFO.size)))[9]
         maps = bytearray(4 * count)
-        info = bytearray(_INFO.pack(*[0] * 2, b"", *[0] * 6, count, address(maps), b""))
-        read_info(self.fd, info)
-        _, number, tag, *_, name = _INFO.unpack(info)
-        ids = struct.unpack(f"<{count}I", maps)
-        return ProgramInfo(number, name.rstrip(b"\0").decode(), tag, ids)
+        asked = bytearray(_INFO.size)
+        struct.pack_into("<IQ", asked, _INFO_MAPS, count, address(maps))
+        _, number, tag, *_, name = _INFO.unpack(object_info(self.fd, asked))
+        return ProgramInfo(number, text(name), tag, struct.unpack(f"<{count}I", maps))
 
     def attach(self, ifindex: int, mode: Mode) -> Link:
         """Attach it to an interface, by number; it stays until the link is closed, unless pinned.
@@ -205,7 +210,9 @@ class Link(Handle):
 
     def info(self) -> LinkInfo:
         """Return what is attached where."""
-        kind, number, program, ifindex = _LINK_INFO.unpack(object_info(self.fd, _LINK_INFO.size))
+        kind, number, program, ifindex = _LINK_INFO.unpack(
+            object_info(self.fd, bytearray(_LINK_INFO.size))
+        )
         if kind != _LINK_TYPE_XDP:
             raise BpfError(0, f"{self.name} is no link of an XDP program")
         return LinkInfo(number, program, ifindex)
@@ -220,54 +227,18 @@ class Link(Handle):
         bpf(Command.LINK_DETACH, bytearray(struct.pack("<I", self.fd)), f"detach {self.name}")
 
 
-def _load(
-    name: str, code: bytearray, license_: str, frags: bool, debug: Debug | None, log: bytearray
-) -> int:
-    """Load once, with the verifier writing to `log` if that is not empty; return a descriptor."""
-    terms = bytearray(license_.encode() + b"\0")
-    functions, lines = (debug.functions, debug.lines) if debug else (bytearray(), bytearray())
-    attr = _LOAD.pack(
-        _PROG_TYPE_XDP,
-        len(code) // 8,
-        address(code),
-        address(terms),
-        1 if log else 0,
-        len(log),
-        address(log),
-        0,
-        _FRAGS if frags else 0,
-        short(name),
-        0,
-        _ATTACH_XDP,
-        debug.btf_fd if debug else 0,
-        8 if functions else 0,
-        address(functions),
-        len(functions) // 8,
-        16 if lines else 0,
-        address(lines),
-        len(lines) // 16,
-    )
-    return bpf(Command.PROG_LOAD, bytearray(attr), f"load the program {name}")
-
-
-def _explained(
-    err: BpfError, name: str, code: bytearray, license_: str, frags: bool, debug: Debug | None
-) -> BpfError:
-    """Return `err` with what the verifier says when it is asked again."""
-    size = _FIRST_LOG
+def _explained(refused: BpfError, attempt: Callable[[bytearray], int]) -> BpfError:
+    """Return the error with what the verifier says when it is asked again, with room for it."""
+    log = bytearray(_FIRST_LOG)
     while True:
-        log = bytearray(size)
         try:
-            os.close(_load(name, code, license_, frags, debug, log))
-        except BpfError as again:
-            if again.errno == errno.ENOSPC and size < _LARGEST_LOG:
-                size *= 8
+            os.close(attempt(log))
+        except BpfError as err:
+            if err.errno == errno.ENOSPC and len(log) < _LARGEST_LOG:
+                log = bytearray(8 * len(log))
                 continue
-        text = log.split(b"\0", 1)[0].decode(errors="replace").strip()
         break
-    number = err.errno or 0
-    last = "\n".join(f"  {line}" for line in text.splitlines()[-_LINES_SHOWN:])
-    told = refusal(number, f"load the program {name}")
-    return BpfError(
-        number, f"{told}; the verifier's last lines:\n{last}" if last else str(told), text
-    )
+    told = text(log).strip()
+    last = "".join(f"\n  {line}" for line in told.splitlines()[-_LINES_SHOWN:])
+    said = f"{refused}; the verifier's last lines:{last}" if last else str(refused)
+    return BpfError(refused.errno or 0, said, told)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import mmap
 from typing import Final
 
-from lvskit_datapath_xdp.loader.maps import Map, MapType
+from lvskit_datapath_xdp.loader.maps import Map
+from lvskit_datapath_xdp.loader.mapspec import MapType
 from lvskit_datapath_xdp.loader.syscall import BpfError
 
 # Linux include/uapi/linux/bpf.h; a record is a header of 8 bytes, whose first 4 are this and its

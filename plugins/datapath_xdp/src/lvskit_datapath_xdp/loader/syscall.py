@@ -17,6 +17,7 @@ from lvskit_datapath_xdp.loader.privileges import is_bpffs, why_not_permitted
 NUMBERS: Final = {"x86_64": 321, "aarch64": 280}
 """The number of bpf(2) by machine: Linux arch/x86/entry/syscalls, include/uapi/asm-generic."""
 
+_number = NUMBERS.get(platform.machine())
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _libc.syscall.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_ulong]
@@ -61,7 +62,7 @@ class BpfError(OSError):
 
 def refusal(number: int, doing: str, hint: str = "") -> BpfError:
     """Return the error that `doing` failed with errno `number`, with what to do where known."""
-    if number == errno.EPERM:
+    if number in (errno.EPERM, errno.EACCES):  # the latter from the verifier
         hint = why_not_permitted("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON") or hint
     elif number == errno.ENOSYS:
         hint = "this kernel has no bpf(2): CONFIG_BPF_SYSCALL is off, or a sandbox hides it"
@@ -69,17 +70,6 @@ def refusal(number: int, doing: str, hint: str = "") -> BpfError:
         hint = "this kernel is too old for it; Linux 5.18 or newer is needed"
     text = f"cannot {doing}: {os.strerror(number)} ({errno.errorcode.get(number, number)})"
     return BpfError(number, f"{text}; {hint}" if hint else text)
-
-
-def _number() -> int:
-    """Return the number of bpf(2) on this machine."""
-    machine = platform.machine()
-    if machine not in NUMBERS:
-        raise BpfError(0, f"machine {machine!r} is not supported; {', '.join(NUMBERS)} are")
-    return NUMBERS[machine]
-
-
-_nr = NUMBERS.get(platform.machine(), 0)
 
 
 def bpf(
@@ -98,12 +88,15 @@ def bpf(
     Raises:
         BpfError: the kernel refused.
     """
+    if _number is None:
+        raise BpfError(0, f"no BPF on {platform.machine()}: this runs on {' and '.join(NUMBERS)}")
     while True:
-        status: int = _libc.syscall(_nr or _number(), command, address(attr), len(attr))
+        status: int = _libc.syscall(_number, command, address(attr), len(attr))
         if status >= 0:
             return status
         number = ctypes.get_errno()
-        if number != errno.EINTR:  # as PEP 475 has it
+        # As PEP 475 has it; the verifier says EAGAIN when a signal waits.
+        if number not in (errno.EINTR, errno.EAGAIN):
             raise refusal(number, doing, (hints or {}).get(number, ""))
 
 
@@ -112,17 +105,24 @@ def address(buffer: bytearray) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer)) if buffer else 0
 
 
-def object_info(fd: int, size: int) -> bytearray:
-    """Return the first `size` bytes of struct bpf_{map,prog,link}_info of a file descriptor."""
-    info = bytearray(size)
-    read_info(fd, info)
-    return info
+def short(name: str) -> bytes:
+    """Return as much of a name as the kernel keeps."""
+    return name.encode()[:15]
 
 
-def read_info(fd: int, info: bytearray) -> None:
-    """Let the kernel fill `info`, which may hold addresses of further buffers."""
+def text(data: bytes | bytearray) -> str:
+    """Return the string that ends at the first zero byte."""
+    return data.partition(b"\0")[0].decode(errors="replace")
+
+
+def object_info(fd: int, info: bytearray) -> bytearray:
+    """Fill `info`, as much of struct bpf_{map,prog,link}_info as it has room for; return it.
+
+    It may hold addresses of further buffers, for the kernel to fill.
+    """
     attr = bytearray(struct.pack("<IIQ", fd, len(info), address(info)))
     bpf(Command.OBJ_GET_INFO, attr, "read what the kernel knows of a BPF object")
+    return info
 
 
 def open_pinned(path: str | os.PathLike[str]) -> int:
