@@ -50,11 +50,11 @@ def is_bpffs(path: str | os.PathLike[str]) -> bool:
 
 def why_not_permitted(*wanted: str) -> str:
     """Return why the kernel says EPERM, and what to do; nothing where that is not known."""
+    if in_user_namespace():
+        return "this is a user namespace, where BPF is not allowed: run in the first one"
     if missing := missing_capabilities(*wanted):
         return (
             f"{', '.join(missing)} missing: run as root, or give the capabilities, e.g. with "
             f"AmbientCapabilities={' '.join(missing)} in the systemd unit"
         )
-    if in_user_namespace():
-        return "this is a user namespace, where BPF is not allowed: run in the first one"
     return ""

@@ -62,7 +62,7 @@ class BpfError(OSError):
 
 def refusal(number: int, doing: str, hint: str = "") -> BpfError:
     """Return the error that `doing` failed with errno `number`, with what to do where known."""
-    if number in (errno.EPERM, errno.EACCES):  # the latter from the verifier
+    if number == errno.EPERM or (number == errno.EACCES and not hint):  # EACCES is the verifier's
         hint = why_not_permitted("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON") or hint
     elif number == errno.ENOSYS:
         hint = "this kernel has no bpf(2): CONFIG_BPF_SYSCALL is off, or a sandbox hides it"
