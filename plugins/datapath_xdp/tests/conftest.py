@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-
 from lvskit_datapath_xdp.loader import BpfObject, problems
 
 OBJECTS = Path(__file__).parent / "objects"

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from lvskit_datapath_xdp.loader import BpfError, BpfObject, MapFlags, MapType
 from lvskit_datapath_xdp.loader.elf import Symbol
 from lvskit_datapath_xdp.loader.link import Linker

@@ -55,33 +55,29 @@ class RingBuffer:
     def offsets(self, limit: int = 1 << 30) -> list[int]:
         """Return where in `memory` the contents of the next records begin, in order.
 
-        For records of one known length, to be unpacked in place. They count as given out, and are
-        kept until `release`.
+        At most `limit`, up to the first record that is not finished. They count as read, and stay
+        until `release`. This is the quickest way, for records that are unpacked in place.
         """
-        return [start for start, _ in self._scan(limit)]
-
-    def read(self, limit: int = 1 << 30) -> list[memoryview]:
-        """Return the next records, at most `limit`, in order; kept until `release`."""
-        memory = self.memory
-        return [memory[start : start + length] for start, length in self._scan(limit)]
-
-    def _scan(self, limit: int) -> list[tuple[int, int]]:
-        """Return start and length of the next records, up to the first that is not finished."""
-        found: list[tuple[int, int]] = []
+        found: list[int] = []
         words, mask = self._words, self.size - 1
         position, written = self._position, self._written[0]
-        while position < written and len(found) < limit:
+        while position < written and limit:
             at = position & mask
             word = words[at >> 2]
-            if word & _BUSY:
+            if word <= _LENGTH:
+                # No flag is set, so this adds nothing; see above, order of memory.
+                found.append(at + _HEADER_SIZE + (word & _BUSY))
+                limit -= 1
+            elif word & _BUSY:
                 break
-            length = word & _LENGTH
-            if not word & _DISCARDED:
-                # Neither bit is set, so this adds nothing; see above, order of memory.
-                found.append((at + _HEADER_SIZE + (word & _BUSY), length))
-            position += (length + _HEADER_SIZE + 7) & ~7
+            position += ((word & _LENGTH) + _HEADER_SIZE + 7) & ~7
         self._position = position
         return found
+
+    def read(self, limit: int = 1 << 30) -> list[memoryview]:
+        """Return the contents of the next records; else as `offsets`."""
+        memory, words = self.memory, self._words
+        return [memory[at : at + words[(at - _HEADER_SIZE) >> 2]] for at in self.offsets(limit)]
 
     @property
     def waiting(self) -> int:
