@@ -42,7 +42,7 @@ class BpfObject:
         self.name = name
         try:
             self._parse(data)
-        except (struct.error, LookupError, ValueError, RecursionError) as err:
+        except (struct.error, ArithmeticError, LookupError, RecursionError, ValueError) as err:
             raise BpfError(0, f"{name} is damaged: {err}") from err
 
     def _parse(self, data: bytes) -> None:

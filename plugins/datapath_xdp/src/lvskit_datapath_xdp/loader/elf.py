@@ -61,7 +61,7 @@ class Section:
 
 
 class Elf:
-    """A parsed object. Damage shows as struct.error, LookupError or ValueError.
+    """A parsed object. Damage shows as any of the errors that `BpfObject` catches.
 
     Attributes:
         sections: by number.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from lvskit_datapath_xdp.loader.btf import Btf
 from lvskit_datapath_xdp.loader.elf import Section
 from lvskit_datapath_xdp.loader.maps import packed
+
+_LARGEST: Final = 1 << 26  # bytes; more is a damaged number
 
 
 class Variables:
@@ -22,6 +25,8 @@ class Variables:
             variable.name: slice(variable.offset, variable.offset + variable.size)
             for variable in variables
         }
+        if section and section.size > _LARGEST:
+            raise ValueError(f"section {section.name} has {section.size} bytes")
         self.content = bytearray(section.data.ljust(section.size, b"\0") if section else b"")
 
     def __getitem__(self, name: str) -> bytes:
