@@ -1,10 +1,15 @@
 """Loads BPF objects for XDP into the kernel: standard library only, Linux on x86-64 and arm64.
 
->>> obj = BpfObject.read("balancer.bpf.o")                  # doctest: +SKIP
->>> obj.rodata["LIMIT"] = 5                                 # doctest: +SKIP
->>> with obj.load() as loaded:                              # doctest: +SKIP
-...     slots = loaded.maps["slots"].mmap()
-...     link = loaded.programs["balancer"].attach(2, "native")
+>>> obj = BpfObject.read("balancer.bpf.o")                     # doctest: +SKIP
+>>> obj.rodata["LIMIT"] = 5                                    # doctest: +SKIP
+>>> obj.maps["slots"].max_entries = 1 << 20                    # doctest: +SKIP
+>>> with obj.load() as loaded:                                 # doctest: +SKIP
+...     slots = loaded.maps["slots"].mmap()  # a writable memoryview
+...     ring = RingBuffer(loaded.maps["misses"])
+...     with loaded.programs["balancer"].attach(2, "native"):
+...         for record in ring.read():  # memoryviews, not copies
+...             print(bytes(record))
+...         ring.release()
 """
 
 from __future__ import annotations
