@@ -85,7 +85,8 @@ def compiled(compiler: list[str], source: Path) -> bytes:
         paths = [f"-ffile-prefix-map={source.parent}=.", "-fdebug-compilation-dir=."]
         caches = {f"ZIG_{which}_CACHE_DIR": scratch for which in ("LOCAL", "GLOBAL")}
         command = [*compiler, *OPTIONS, *paths, source.name, "-o", str(target)]
-        subprocess.run(command, cwd=source.parent, env=os.environ | caches, check=True)
+        if subprocess.call(command, cwd=source.parent, env=os.environ | caches):
+            sys.exit(f"{source.name} does not compile; what the compiler said is above")
         return stripped(target.read_bytes())
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lvskit_datapath_xdp.loader import BpfError, BpfObject, MapFlags, MapType
+from lvskit_datapath_xdp.loader import btf as types
 from lvskit_datapath_xdp.loader.elf import Symbol
 from lvskit_datapath_xdp.loader.link import Linker
 
@@ -60,7 +61,7 @@ def test_variables_begin_as_the_source_says(objects: Read) -> None:
     assert obj.rodata["ADDRESS"] == bytes([10, 0, 0, 1])
     assert obj.data["runs"] == struct.pack("<Q", 5)
     assert obj.bss["last"] == bytes(24)
-    assert set(obj.bss) == {"last", "private_runs"}
+    assert set(obj.bss) == {"last", "private_runs", "xdp_loop.loops"}
     assert "STEP" in obj.rodata
     assert "STEP" not in obj.data
 
@@ -105,9 +106,27 @@ def test_a_function_that_is_not_there_is_named(objects: Read, bpf: None) -> None
         objects("external").load()
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("pointers", ".rodata.* holds addresses, which is not supported"),
+        ("pinning", "the map kept has 'pinning', which this loader does not know"),
+    ],
+)
+def test_what_is_not_supported_is_said(objects: Read, name: str, said: str) -> None:
+    with pytest.raises(BpfError, match=said):
+        objects(name)
+
+
+def test_the_kernel_takes_the_types(objects: Read, bpf: None) -> None:
+    loaded = types.load(objects("maps").btf, "maps")
+    assert loaded is not None
+    loaded.close()
+
+
 def test_the_kernels_types_have_sizes_and_sorted_variables(objects: Read) -> None:
     btf = objects("maps").btf
-    for section, size in ((".rodata", 12), (".bss", 32), (".maps", 296)):
+    for section, size in ((".rodata", 12), (".bss", 40), (".maps", 296)):
         (found,) = (kind for kind in btf.types if kind.name == section)
         assert found.number == size
         places = [variable.offset for variable in btf.variables(section)]

@@ -54,6 +54,7 @@ def test_a_callback_is_called(load: Read) -> None:
     with load("maps").load(only=["xdp_loop", "xdp_tail"]) as loaded:
         assert loaded.programs["xdp_loop"].test_run(PACKET).verdict == DROP
         assert list(loaded.variable("last").cast("Q")) == [0, 10, 0]
+        assert loaded.variable("xdp_loop.loops").cast("Q")[0] == 1
 
 
 def test_a_tail_call_goes_where_the_source_says(load: Read) -> None:
@@ -116,6 +117,24 @@ def test_the_verifiers_last_lines_are_told(load: Read) -> None:
     assert "invalid access to packet" in text
     assert "return *(u8 *)(long)ctx->data; @ refused.c:" in text  # the source, as BTF has it
     assert "invalid access to packet" in caught.value.log
+
+
+def test_a_long_log_is_kept_to_its_end(load: Read) -> None:
+    with pytest.raises(BpfError) as caught:
+        load("refused").load(only=["xdp_long"])
+    assert len(caught.value.log) > 1 << 16
+    assert "invalid access to packet" in str(caught.value)
+    assert len(str(caught.value).splitlines()) < 20
+
+
+@pytest.mark.parametrize("compiler", ["clang", "zig"])
+def test_without_lines_all_but_callbacks_works(bpf: None, compiler: str) -> None:
+    path = Path(__file__).parent / "objects" / f"maps.{compiler}.o"
+    obj = BpfObject(path.read_bytes().replace(b"\0.BTF.ext\0", b"\0.XTF.ext\0"))
+    with obj.load(only=["xdp_tail", "xdp_count"]) as loaded:
+        assert loaded.programs["xdp_count"].test_run(PACKET).verdict == PASS
+    with pytest.raises(BpfError, match="missing btf func_info"):
+        obj.load(only=["xdp_tail", "xdp_loop"])
 
 
 def test_programs_are_chosen_by_name(load: Read) -> None:

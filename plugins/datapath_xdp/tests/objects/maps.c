@@ -127,9 +127,11 @@ int xdp_count(struct xdp_md *ctx)
 SEC("xdp")
 int xdp_loop(struct xdp_md *ctx)
 {
+	static volatile u64 loops; /* known as xdp_loop.loops */
 	u64 sum = 0;
 
 	loop(10, add_one, &sum, 0);
+	loops++;
 	last[1] = sum;
 	return XDP_DROP;
 }

@@ -141,8 +141,8 @@ class Btf:
         places = {symbol.name: symbol.value for symbol in elf.symbols_of(section)}
         variables = []
         for entry in range(at + _TYPE.size, at + _TYPE.size + 12 * count, 12):
-            type_, offset, size = _TYPE.unpack_from(self.raw, entry)
-            variables.append((places.get(self.types[type_].name, offset), type_, size))
+            type_, _, size = _TYPE.unpack_from(self.raw, entry)
+            variables.append((places[self.types[type_].name], type_, size))
         for number, (offset, type_, size) in enumerate(sorted(variables)):
             _TYPE.pack_into(self.raw, at + _TYPE.size * (number + 1), type_, offset, size)
         struct.pack_into("<I", self.raw, at + 8, section.size)
@@ -188,8 +188,8 @@ class Btf:
 def load(btf: Btf, name: str) -> Handle | None:
     """Give BTF to the kernel; None if it refuses, as an older one does what it does not know.
 
-    Nothing depends on it but spin locks and timers in maps, and how much tools and the verifier
-    can say about the program.
+    Without it there are no callbacks, no spin locks and no timers, and the verifier and tools have
+    no lines of the source to show; everything else works.
     """
     attr = bytearray(struct.pack("<QQIIII", address(btf.raw), 0, len(btf.raw), 0, 0, 0))
     try:

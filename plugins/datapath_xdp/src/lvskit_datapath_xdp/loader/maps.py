@@ -52,8 +52,8 @@ def possible_cpus() -> int:
 class Map(Handle):
     """A map that exists.
 
-    A key or value is bytes of exactly its size, an int (of that size, in the machine's order), or
-    a map, for maps of maps.
+    A key or value is bytes of exactly its size, or an int, which becomes little-endian bytes of
+    that size, or a map or program, for maps of those.
 
     Attributes:
         spec: its shape.
