@@ -8,7 +8,7 @@ Maps (name: kind, key → value):
 - ``services``: HASH, `SERVICE_KEY` → `SERVICE`. Traffic to anything else is passed on (XDP_PASS).
 - ``servers``: ARRAY in memory (`Map.mmap`), server id → `SERVER`; ids begin at 1, 0 is no server.
 - ``connections4``, ``connections6``: ARRAY in memory, bucket → `SLOTS_PER_BUCKET` slots, `SLOT4` or
-  `SLOT6`. A slot's number is bucket × SLOTS_PER_BUCKET + place; so slot n begins at n × its size.
+  `SLOT6`. A slot's number is bucket * SLOTS_PER_BUCKET + place; so slot n begins at n * its size.
 - ``rings``: ARRAY of maps, service id → ARRAY of one `RING`.
 - ``misses``: ring buffer of `RECORD`, the packet behind it.
 - ``server_counters``, ``service_counters``: PERCPU_ARRAY, id → `COUNTERS`; packets of known and

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
- * What the test programs need of the kernel's interface, so that no header has to be installed. */
-#ifndef KERNEL_H
-#define KERNEL_H
+ * What the program needs of the kernel's interface, so that no header has to be installed. Source:
+ * Linux include/uapi/linux/bpf.h, if_ether.h and in.h, by their numbers. */
+#ifndef LVSKIT_KERNEL_H
+#define LVSKIT_KERNEL_H
 
 typedef unsigned char u8;
+typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
@@ -18,32 +20,36 @@ struct xdp_md {
 
 enum { XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT };
 
-enum {
-	HASH = 1,
-	ARRAY = 2,
-	PROG_ARRAY = 3,
-	PERCPU_ARRAY = 6,
-	LRU_HASH = 9,
-	LPM_TRIE = 11,
-	ARRAY_OF_MAPS = 12,
-	RINGBUF = 27,
-};
+enum { HASH = 1, ARRAY = 2, PERCPU_ARRAY = 6, ARRAY_OF_MAPS = 12, RINGBUF = 27 };
+enum { F_MMAPABLE = 1 << 10 };
 
-enum { F_NO_PREALLOC = 1 << 0, F_MMAPABLE = 1 << 10 };
+enum { TCP = 6, UDP = 17 };
 
 #define SEC(name) __attribute__((section(name), used))
+#define INLINE static inline __attribute__((always_inline))
 #define NOINLINE static __attribute__((noinline))
-#define UINT(name, value) int (*name)[value]
+#define UINT(name, value) int(*name)[value]
 #define TYPE(name, type) type *name
 #define VALUES(name, type) __typeof__(type) *name[]
 
+#define be16(number) __builtin_bswap16(number)
+#define be32(number) __builtin_bswap32(number)
+#define likely(claim) __builtin_expect(!!(claim), 1)
+#define unlikely(claim) __builtin_expect(!!(claim), 0)
+/* The compiler must not reason about the value from here on. */
+#define opaque(variable) __asm__ volatile("" : "+r"(variable))
+/* One load or store, where another CPU or Python writes or reads meanwhile. */
+#define once(place) (*(volatile __typeof__(place) *)&(place))
+
 static void *(*map_lookup)(void *map, const void *key) = (void *)1;
-static long (*map_update)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
-static long (*tail_call)(void *ctx, void *map, u32 index) = (void *)12;
+static long (*redirect)(u32 ifindex, u64 flags) = (void *)23;
 static long (*xdp_adjust_head)(struct xdp_md *ctx, int delta) = (void *)44;
+static long (*xdp_adjust_tail)(struct xdp_md *ctx, int delta) = (void *)65;
+static u64 (*jiffies64)(void) = (void *)118;
+static long (*ringbuf_output)(void *ring, void *data, u64 size, u64 flags) = (void *)130;
 static void *(*ringbuf_reserve)(void *ring, u64 size, u64 flags) = (void *)131;
 static void (*ringbuf_submit)(void *record, u64 flags) = (void *)132;
 static void (*ringbuf_discard)(void *record, u64 flags) = (void *)133;
-static long (*loop)(u32 rounds, void *callback, void *ctx, u64 flags) = (void *)181;
+static long (*xdp_load_bytes)(struct xdp_md *ctx, u32 offset, void *to, u32 length) = (void *)189;
 
 #endif

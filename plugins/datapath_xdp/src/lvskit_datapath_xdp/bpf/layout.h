@@ -72,10 +72,15 @@ union binding {
 	struct entry entry;
 };
 
-struct slot4 {
-	union client4 client;
+/* What is known of a connection, besides whose it is. */
+struct connection {
 	union binding binding;
 	u32 seen;
+};
+
+struct slot4 {
+	union client4 client;
+	struct connection connection;
 };
 
 struct bucket4 {
@@ -93,8 +98,7 @@ union client6 {
 struct slot6 {
 	u64 address[2];
 	union client6 client;
-	union binding binding;
-	u32 seen;
+	struct connection connection;
 	u32 unused;
 };
 
@@ -102,7 +106,8 @@ struct bucket6 {
 	struct slot6 slots[SLOTS_PER_BUCKET];
 };
 
-enum { SLOT_BUSY = 1 };
+enum { SLOT_PLACED = 1 };
+enum { KEY_FREE, KEY_BUSY };
 
 /* --- records --- */
 
