@@ -27,6 +27,7 @@ from pathlib import Path
 COMPILER = "0.17.1"
 HERE = Path(__file__).resolve().parent
 PROGRAMS = HERE / "src" / "lvskit_datapath_xdp" / "bpf"
+BENCH = HERE.parents[1] / "bench" / "xdp"
 TESTS = HERE / "tests" / "objects"
 
 ZIG = [sys.executable, "-m", "ziglang", "cc", "-target", "bpfel-freestanding-none"]
@@ -60,18 +61,20 @@ def main() -> int:
             target.write_bytes(built)
         elif not target.exists() or target.read_bytes() != built:
             different.append(target)
-        print(f"{target.relative_to(HERE)}: {len(built)} bytes")
+        print(f"{os.path.relpath(target, HERE)}: {len(built)} bytes")
         if arguments.clang and source.parent == TESTS:
             other = compiled([arguments.clang, "-target", "bpfel"], source)
             source.with_suffix(".clang.o").write_bytes(other)
     for target in different:
-        print(f"{target.relative_to(HERE)} is not what its source gives; run {Path(__file__).name}")
+        print(
+            f"{os.path.relpath(target, HERE)} is not what its source gives; run {Path(__file__).name}"
+        )
     return 1 if different else 0
 
 
 def targets() -> Iterator[tuple[Path, Path]]:
     """Yield each source and its object."""
-    for source in sorted(PROGRAMS.glob("*.bpf.c")):
+    for source in sorted([*PROGRAMS.glob("*.bpf.c"), *BENCH.glob("*.bpf.c")]):
         yield source, source.with_suffix(".o")
     for source in sorted(TESTS.glob("*.c")):
         yield source, source.with_suffix(".zig.o")

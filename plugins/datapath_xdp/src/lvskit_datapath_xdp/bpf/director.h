@@ -125,9 +125,9 @@ INLINE int unknown(struct xdp_md *ctx, const struct packet *packet, const struct
 	record.state = binding.entry.state;
 	if (!tell(&record)) {
 		if (version == 4)
-			remove4(number);
+			remove4(place, number);
 		else
-			remove6(number);
+			remove6(place, number);
 		return drop(REASON_LOST);
 	}
 	count(REASON_PLACED);

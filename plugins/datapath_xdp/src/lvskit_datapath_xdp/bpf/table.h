@@ -186,20 +186,20 @@ NOINLINE u32 insert6(const struct place *place, const struct connection *connect
 	return NO_SLOT;
 }
 
-/* Free a slot that was inserted a moment ago. */
-INLINE void remove4(u32 number)
+/* Free a slot that was taken a moment ago. */
+INLINE void remove4(const struct place *place, u32 number)
 {
-	u32 at = number / SLOTS_PER_BUCKET;
-	struct bucket4 *bucket = map_lookup(&connections4, &at);
+	u32 bucket_number = number / SLOTS_PER_BUCKET;
+	struct bucket4 *bucket = map_lookup(&connections4, &bucket_number);
 
 	if (bucket)
 		once(bucket->slots[number % SLOTS_PER_BUCKET].client.key) = KEY_FREE;
 }
 
-INLINE void remove6(u32 number)
+INLINE void remove6(const struct place *place, u32 number)
 {
-	u32 at = number / SLOTS_PER_BUCKET;
-	struct bucket6 *bucket = map_lookup(&connections6, &at);
+	u32 bucket_number = number / SLOTS_PER_BUCKET;
+	struct bucket6 *bucket = map_lookup(&connections6, &bucket_number);
 
 	if (bucket)
 		once(bucket->slots[number % SLOTS_PER_BUCKET].client.key) = KEY_FREE;
