@@ -66,9 +66,8 @@ def main() -> int:
             other = compiled([arguments.clang, "-target", "bpfel"], source)
             source.with_suffix(".clang.o").write_bytes(other)
     for target in different:
-        print(
-            f"{os.path.relpath(target, HERE)} is not what its source gives; run {Path(__file__).name}"
-        )
+        path = os.path.relpath(target, HERE)
+        print(f"{path} is not what its source gives; run {Path(__file__).name}")
     return 1 if different else 0
 
 

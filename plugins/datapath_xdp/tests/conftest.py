@@ -7,12 +7,17 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from lvskit_datapath_xdp.loader import BpfObject, problems
+
+sys.path.append(str(Path(__file__).parent))
+
+from xdp_kernel import Kernel
 
 OBJECTS = Path(__file__).parent / "objects"
 NEWNET = 0x40000000  # CLONE_NEWNET of Linux include/uapi/linux/sched.h
@@ -87,3 +92,18 @@ def veth(bpf: None) -> Iterator[Veth]:
             assert libc.setns(before, NEWNET) == 0
     finally:
         os.close(before)
+
+
+@pytest.fixture(scope="module")
+def loaded_kernel(bpf: None) -> Iterator[Kernel]:
+    """The plugin's program, loaded once for a module's tests."""
+    kernel = Kernel()
+    yield kernel
+    kernel.close()
+
+
+@pytest.fixture
+def kernel(loaded_kernel: Kernel) -> Kernel:
+    """The plugin's program with empty tables."""
+    loaded_kernel.clear()
+    return loaded_kernel

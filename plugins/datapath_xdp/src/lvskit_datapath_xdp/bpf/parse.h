@@ -62,9 +62,9 @@ struct packet {
 };
 
 /* Read ports and flags behind an IP header; return the reason to pass, or -1. `available` is what
- * the IP header says there is behind it. */
+ * the IP header says there is behind it, less than 0 where it contradicts itself. */
 INLINE int parse_transport(struct packet *packet, struct service_key *to, void *start, void *end,
-			   u32 available)
+			   int available)
 {
 	struct transport *transport = start;
 
@@ -79,7 +79,7 @@ INLINE int parse_transport(struct packet *packet, struct service_key *to, void *
 	if (packet->protocol == UDP)
 		return -1;
 	opaque(end);
-	if (start + sizeof(*transport) > end || available < sizeof(*transport))
+	if (start + sizeof(*transport) > end || available < (int)sizeof(*transport))
 		return REASON_MALFORMED;
 	packet->flags = transport->flags;
 	return -1;
@@ -112,7 +112,7 @@ INLINE int parse4(struct packet *packet, struct service_key *to, void *start, vo
 	*(u64 *)&to->address[0] = ip->target;
 	*(u64 *)&to->address[8] = 0;
 	to->version = 4;
-	return parse_transport(packet, to, ip + 1, end, packet->length - sizeof(*ip));
+	return parse_transport(packet, to, ip + 1, end, packet->length - (int)sizeof(*ip));
 }
 
 /* The same for IPv6; extension headers go the portable way. */
