@@ -175,6 +175,15 @@ class Kernel:
         form = layout.SLOT4 if version == 4 else layout.SLOT6
         return form.unpack_from(self.tables[version], number * form.size)
 
+    def taken(self, version: int) -> list[int]:
+        """Return the numbers of the slots that are not free."""
+        form = layout.SLOT4 if version == 4 else layout.SLOT6
+        key = slice(0, 8) if version == 4 else slice(layout.SLOT6_KEY, layout.SLOT6_KEY + 4)
+        memory = self.tables[version]
+        starts = range(0, len(memory), form.size)
+        slots = [bytes(memory[at : at + form.size]) for at in starts]
+        return [number for number, slot in enumerate(slots) if any(slot[key])]
+
     # --- packets ---
 
     def send(self, frame: bytes) -> Sent:

@@ -9,7 +9,7 @@
 #include "states.h"
 #include "tunnel.h"
 
-INLINE void add(void *map, u32 id, u16 length)
+INLINE void add(void *map, u32 id, u32 length)
 {
 	struct counters *counters = map_lookup(map, &id);
 
@@ -79,7 +79,7 @@ unknown:;
 	record.slot = number;
 	record.server = id;
 	record.state = record.old_state = binding.entry.state;
-	return ask(ctx, &record);
+	return ask(ctx, &record, packet);
 }
 
 /* A packet of no known connection. */
@@ -98,7 +98,7 @@ INLINE int unknown(struct xdp_md *ctx, const struct packet *packet, const struct
 		return pass(REASON_NOT_OPENING);
 	record = describe(packet, place, service->id, version);
 	if (service->ring == RING_NONE)
-		return ask(ctx, &record);
+		return ask(ctx, &record, packet);
 	if (packet->ttl <= 1)
 		return pass(REASON_TTL);
 	id = choose(service, packet);
@@ -106,7 +106,7 @@ INLINE int unknown(struct xdp_md *ctx, const struct packet *packet, const struct
 	if (!id || !server || !(server->flags & SERVER_AVAILABLE) ||
 	    (server->kind != SERVER_TUNNEL4 && server->kind != SERVER_TUNNEL6) ||
 	    refused(server, packet) >= 0)
-		return ask(ctx, &record);
+		return ask(ctx, &record, packet);
 
 	union binding binding = { .entry = { .server = id, .flags = SLOT_PLACED } };
 
@@ -117,7 +117,7 @@ INLINE int unknown(struct xdp_md *ctx, const struct packet *packet, const struct
 
 	if (number == NO_SLOT) {
 		record.flags = RECORD_FULL;
-		return ask(ctx, &record);
+		return ask(ctx, &record, packet);
 	}
 	record.kind = RECORD_PLACED;
 	record.slot = number;

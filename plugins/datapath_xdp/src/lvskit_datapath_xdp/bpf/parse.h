@@ -52,8 +52,8 @@ enum { UDP_HEADER = 8 };
 /* A packet, as far as it matters. An IPv4 address is in address[0], the rest 0. */
 struct packet {
 	u64 address[2];
+	u32 length;
 	u16 port_be;
-	u16 length;
 	u16 df_be;
 	u8 protocol;
 	u8 flags;
@@ -128,9 +128,6 @@ INLINE int parse6(struct packet *packet, struct service_key *to, void *start, vo
 	payload = be16(ip->length_be);
 	if (start + sizeof(*ip) + payload > end)
 		return REASON_MALFORMED;
-	/* No link that XDP serves carries more. */
-	if (payload > 0xffff - sizeof(*ip))
-		return REASON_TOO_BIG;
 	packet->length = payload + sizeof(*ip);
 	__builtin_memcpy(packet->address, ip->source, sizeof(ip->source));
 	packet->protocol = ip->protocol;

@@ -28,7 +28,6 @@ INLINE struct record describe(const struct packet *packet, const struct place *p
 		.buckets = { place->buckets[0], place->buckets[1] },
 		.port_be = packet->port_be,
 		.protocol = packet->protocol,
-		.length = packet->length,
 	};
 
 	__builtin_memcpy(record.address, packet->address, sizeof(record.address));
@@ -38,7 +37,6 @@ INLINE struct record describe(const struct packet *packet, const struct place *p
 /* Tell of something that was done; whether there was room. */
 INLINE int tell(struct record *record)
 {
-	record->length = 0;
 	return !ringbuf_output(&misses, record, sizeof(*record), 0);
 }
 
@@ -65,14 +63,14 @@ HAND_OVER(hand_over_short, short_record, SHORT_PACKET)
 HAND_OVER(hand_over_long, long_record, LONG_PACKET)
 
 /* Give a packet to Python, which forwards it in its own time. */
-INLINE int ask(struct xdp_md *ctx, struct record *record)
+INLINE int ask(struct xdp_md *ctx, struct record *record, const struct packet *packet)
 {
+	if (packet->length > LONG_PACKET)
+		return pass(REASON_TOO_BIG);
 	record->kind = RECORD_MISS;
-	if (record->length <= SHORT_PACKET)
-		return hand_over_short(ctx, record);
-	if (record->length <= LONG_PACKET)
-		return hand_over_long(ctx, record);
-	return pass(REASON_TOO_BIG);
+	record->length = packet->length;
+	return packet->length <= SHORT_PACKET ? hand_over_short(ctx, record) :
+						hand_over_long(ctx, record);
 }
 
 #endif
