@@ -5,7 +5,6 @@
 
 enum { LRU_HASH = 9 };
 static long (*map_update)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
-static long (*map_delete)(void *map, const void *key) = (void *)3;
 
 struct place {
 	u64 address[2];
@@ -60,16 +59,6 @@ NOINLINE u32 insert4(const struct place *place, const struct connection *connect
 NOINLINE u32 insert6(const struct place *place, const struct connection *connection)
 {
 	return map_update(&connections6, place, connection, 0) ? NO_SLOT : 0;
-}
-
-INLINE void remove4(const struct place *place, u32 number)
-{
-	map_delete(&connections4, &place->key);
-}
-
-INLINE void remove6(const struct place *place, u32 number)
-{
-	map_delete(&connections6, place);
 }
 
 #include "../../plugins/datapath_xdp/src/lvskit_datapath_xdp/bpf/director.h"

@@ -170,23 +170,29 @@ def test_sloppy_tcp_takes_its_state_from_the_packet(world: Kernel) -> None:
 
 
 @pytest.mark.parametrize("version", IN_BOTH)
-def test_it_goes_to_the_bucket_with_more_room(world: Kernel, version: int) -> None:
+@pytest.mark.parametrize(
+    ("in_first", "in_second", "bucket", "place"),
+    [
+        (0, 0, 0, 0), (1, 0, 0, 1), (1, 4, 0, 1),  # the first, while it is not crowded
+        (2, 0, 1, 0), (2, 1, 1, 1), (2, 2, 0, 2),  # then the one with more room
+        (3, 2, 1, 2), (3, 3, 0, 3), (4, 3, 1, 3), (3, 4, 0, 3),
+    ],
+)  # fmt: skip
+def test_it_goes_to_the_better_bucket(
+    world: Kernel, version: int, in_first: int, in_second: int, bucket: int, place: int
+) -> None:
     client, service = (ip4() if version == 4 else ip6()).src, TCP4 if version == 4 else TCP6
     port = next(
         port for port in range(1000, 2000) if len({*world.buckets_of(client, port, service)}) == 2
     )
-    first, second = world.buckets_of(client, port, service)
+    buckets = world.buckets_of(client, port, service)
     size = (layout.SLOT4 if version == 4 else layout.SLOT6).size
     memory = world.tables[version]
-    # One neighbour in the first bucket: the second has more room.
-    slot = first * layout.SLOTS_PER_BUCKET
-    neighbour = memory[slot * size : (slot + 1) * size]
-    neighbour[:] = b"\xee" * size
-    taken = opened(world, port, version=version).records[0].slot
-    assert taken == second * layout.SLOTS_PER_BUCKET
-    # With one in each, the first; and there behind the neighbour.
-    memory[taken * size : (taken + 1) * size] = b"\xee" * size
-    assert opened(world, port, version=version).records[0].slot == slot + 1
+    for number, taken in zip(buckets, (in_first, in_second), strict=True):
+        start = number * layout.SLOTS_PER_BUCKET * size
+        memory[start : start + taken * size] = b"\xee" * taken * size
+    slot = opened(world, port, version=version).records[0].slot
+    assert slot == buckets[bucket] * layout.SLOTS_PER_BUCKET + place
 
 
 @pytest.mark.parametrize("version", IN_BOTH)

@@ -113,9 +113,15 @@ INLINE int unknown(struct xdp_md *ctx, const struct packet *packet, const struct
 	if (packet->protocol == TCP)
 		binding.entry.state = next_state(NO, packet->flags);
 	struct connection connection = { binding, record.seen };
+	/* Room for the record comes first: what Python does not hear of must not be. */
+	struct record *told = ringbuf_reserve(&misses, sizeof(*told), 0);
+
+	if (!told)
+		return drop(REASON_LOST);
 	u32 number = version == 4 ? insert4(place, &connection) : insert6(place, &connection);
 
 	if (number == NO_SLOT) {
+		ringbuf_discard(told, 0);
 		record.flags = RECORD_FULL;
 		return ask(ctx, &record, packet);
 	}
@@ -123,13 +129,8 @@ INLINE int unknown(struct xdp_md *ctx, const struct packet *packet, const struct
 	record.slot = number;
 	record.server = id;
 	record.state = binding.entry.state;
-	if (!tell(&record)) {
-		if (version == 4)
-			remove4(place, number);
-		else
-			remove6(place, number);
-		return drop(REASON_LOST);
-	}
+	*told = record;
+	ringbuf_submit(told, 0);
 	count(REASON_PLACED);
 	return send(ctx, server, id, service->id, packet, version);
 }
