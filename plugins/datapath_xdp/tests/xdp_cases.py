@@ -234,6 +234,13 @@ KNOWN_BUT_PASSED = [
         reasons={Reason.REMOVED: 1},
     ),
     Case(
+        "a SYN of an open connection to a removed server",
+        raw(ip4() / tcp("S")),
+        "DROP",
+        known=(REMOVED, ES),
+        reasons={Reason.REMOVED: 1},
+    ),
+    Case(
         "the FIN to a removed server",
         raw(ip4() / tcp("FA")),
         "DROP",
@@ -281,6 +288,7 @@ KNOWN_BUT_TOLD = [
     told("a SYN in FIN_WAIT", ip4() / tcp("S"), known=(IN4, FW)),
     told("SYN and RST in CLOSE", ip4() / tcp("SR"), known=(IN4, CL)),
     told("a SYN of IPv6 in TIME_WAIT", ip6() / tcp("S"), known=(IN4, TW)),
+    told("a SYN in TIME_WAIT at a removed server", ip4() / tcp("S"), known=(REMOVED, TW)),
     told("a SYN where weight 0 matters", ip4() / tcp("S"), known=(ASKED, ES)),
     Case(
         "an ACK there",

@@ -38,16 +38,17 @@ INLINE int known(struct xdp_md *ctx, struct connection *connection, u32 number,
 	int reason;
 
 	if (!server || server->kind == SERVER_NONE)
-		goto unknown;
+		goto hand_over;
 	if (server->kind == SERVER_PASS)
 		return pass(REASON_SERVER);
-	if (!(server->flags & SERVER_AVAILABLE))
-		return drop(REASON_REMOVED);
 	if (packet->protocol == TCP) {
 		next = next_state(next, packet->flags);
 		if (next == ASK || (packet->flags & SYN && server->flags & SERVER_ASK_SYN))
-			goto unknown;
+			goto hand_over;
 	}
+	/* Only now: a client that begins anew gets another server. */
+	if (!(server->flags & SERVER_AVAILABLE))
+		return drop(REASON_REMOVED);
 	reason = refused(server, packet);
 	if (reason >= 0)
 		return pass(reason);
@@ -73,7 +74,7 @@ INLINE int known(struct xdp_md *ctx, struct connection *connection, u32 number,
 		once(connection->seen) = now;
 	return send(ctx, server, id, service, packet, version);
 
-unknown:;
+hand_over:;
 	struct record record = describe(packet, place, service, version);
 
 	record.slot = number;
