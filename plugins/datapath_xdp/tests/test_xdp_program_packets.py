@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import pytest
-from lvskit_datapath_xdp.layout import NO_SLOT
+from lvskit_datapath_xdp import layout
+from lvskit_datapath_xdp.layout import NO_SLOT, Reason
 from scapy.layers import inet
 from scapy.layers.l2 import Ether
 from xdp_cases import KNOWN_CONNECTION, UNKNOWN_CONNECTION, Case
-from xdp_kernel import Kernel, Sent
-from xdp_world import SEEN, SERVERS, TCP4, TCP6, UDP4, UDP6, populate
+from xdp_kernel import Kernel, Sent, packed, port_bytes
+from xdp_world import (
+    CLIENT4,
+    CLIENT6,
+    ES,
+    IN4,
+    SEEN,
+    SERVERS,
+    TCP4,
+    TCP6,
+    UDP4,
+    UDP6,
+    ip4,
+    ip6,
+    populate,
+    raw,
+    tcp,
+)  # fmt: skip
 
 
 def connection_of(frame: bytes) -> tuple[int, str, int, int]:
@@ -69,3 +86,32 @@ def test_a_packet_of_a_known_connection(world: Kernel, case: Case, second: bool)
     assert world.counted("service", service) == counted
     if server < len(SERVERS):
         assert world.counted("server", server) == counted
+
+
+@pytest.mark.parametrize("field", ["address", "port", "service"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_neighbour_is_not_taken_for_it(world: Kernel, version: int, field: str) -> None:
+    """All bits of the key count: each slot of both buckets differs in one."""
+    client, service = (CLIENT4, TCP4) if version == 4 else (CLIENT6, TCP6)
+    form, raw_client = (layout.SLOT4 if version == 4 else layout.SLOT6), packed(client)
+    values = {
+        "address": range(8 * len(raw_client)),
+        "port": range(16),
+        "service": range(2, 16),  # the services themselves are numbered up to 5
+    }[field]
+    frame = raw((ip4() if version == 4 else ip6()) / tcp("A"))
+    buckets = world.buckets_of(client, 1024, service)
+    memory = world.tables[version]
+    for bit in values:
+        more = 1 << bit
+        address = int.from_bytes(raw_client, "big") ^ (more if field == "address" else 0)
+        other = (
+            address.to_bytes(len(raw_client), "big"),
+            port_bytes(1024 ^ (more if field == "port" else 0)),
+            service ^ (more if field == "service" else 0),
+        )
+        for bucket in buckets:
+            start = bucket * layout.SLOTS_PER_BUCKET * form.size
+            slot = form.pack(*other, IN4, ES, 0, 0)
+            memory[start : start + layout.SLOTS_PER_BUCKET * form.size] = slot * 4
+        assert world.send(frame).reasons == {Reason.NOT_OPENING: 1}

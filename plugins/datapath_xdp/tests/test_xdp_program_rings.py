@@ -20,7 +20,7 @@ from lvskit_datapath_xdp.layout import (
 )  # fmt: skip
 from lvskit_sched_hash.mh import MaglevHashing, MaglevOptions
 from lvskit_sched_hash.sh import SourceHashing, SourceOptions
-from xdp_kernel import Kernel, Sent, packed
+from xdp_kernel import VERDICTS, Kernel, Sent, packed
 from xdp_world import (
     CLIENT4,
     ES,
@@ -214,10 +214,11 @@ def test_without_room_for_its_record_none_is_placed(world: Kernel, version: int)
     program = world.loaded.programs["lvskit"]
     frame = raw((ip4() if version == 4 else ip6()) / tcp("S"))
     memory = world.tables[version]
-    while program.test_run(frame).verdict == 3:
+    while VERDICTS[program.test_run(frame).verdict] == "TX":
         memory[:] = bytes(len(memory))
     assert world.taken(version) == []
     assert world.reasons()[Reason.LOST] == 1
+    assert VERDICTS[program.test_run(frame).verdict] == "DROP"
     world.records()
     assert world.send(frame).verdict == "TX"
 

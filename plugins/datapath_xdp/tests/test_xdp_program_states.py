@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 from lvskit_datapath_xdp.layout import NO_SLOT, Reason, RecordKind
-from xdp_kernel import Kernel
+from xdp_kernel import VERDICTS, Kernel
 from xdp_world import CLIENT4, CLIENT6, IN4, NONE, TCP4, TCP6, ip4, ip6, populate, raw, tcp
 
 from lvskit.core import states
 
+DROP, TX = VERDICTS.index("DROP"), VERDICTS.index("TX")
 STATES = range(len(states.TCP.names))
 REOPENED = {states.FIN_WAIT, states.TIME_WAIT, states.CLOSE}
 
@@ -58,7 +59,7 @@ def test_a_change_without_room_for_its_record_waits(kernel: Kernel) -> None:
     fill(kernel)
     before = kernel.slot(4, slot)
     frame = raw(ip4() / tcp("FA"))
-    assert kernel.loaded.programs["lvskit"].test_run(frame).verdict == 1
+    assert kernel.loaded.programs["lvskit"].test_run(frame).verdict == DROP
     assert kernel.slot(4, slot) == before
     assert kernel.counted("server", IN4) == (0, 0)
     kernel.records()
@@ -72,7 +73,7 @@ def test_a_miss_without_room_is_dropped_and_counted(kernel: Kernel) -> None:
     fill(kernel)
     lost = kernel.reasons()[Reason.LOST]
     for packet in (tcp("S"), tcp("S", size=200)):
-        assert kernel.loaded.programs["lvskit"].test_run(raw(ip4() / packet)).verdict == 1
+        assert kernel.loaded.programs["lvskit"].test_run(raw(ip4() / packet)).verdict == DROP
     assert kernel.reasons()[Reason.LOST] == lost + 2
     kernel.records()
     (record,) = kernel.send(raw(ip4() / tcp("S"))).records
@@ -84,11 +85,10 @@ def fill(kernel: Kernel) -> None:
     for size in (1900, 0):
         frame = raw(ip4(src="203.0.113.9") / tcp("S", size=size))
         kernel.loaded.programs["lvskit"].test_run(frame, repeat=2000)
-    kernel.service(15, "203.0.113.1", 80, 6)
     # State records are shorter still.
     kernel.connect("203.0.113.8", 1024, TCP4, IN4, states.SYN_RECV)
     memory = kernel.tables[4]
     blank = bytes(memory)
     frame = raw(ip4(src="203.0.113.8") / tcp("A"))
-    while kernel.loaded.programs["lvskit"].test_run(frame).verdict == 3:
+    while kernel.loaded.programs["lvskit"].test_run(frame).verdict == TX:
         memory[:] = blank

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from lvskit_datapath_xdp.layout import Reason, ServerFlag
 from lvskit_fwd_tunnel.ipip import Ipip
 from scapy.layers import inet, inet6
 from scapy.packet import Packet, Raw
-from xdp_kernel import Kernel, packed
+from xdp_kernel import INGRESS, Kernel, packed
 from xdp_world import (
     CLIENT4,
     CLIENT6,
@@ -28,7 +30,7 @@ from xdp_world import (
     tunnel,
 )  # fmt: skip
 
-from lvskit import Reply, Route, Transmit
+from lvskit import Reply, Route, Transmit, checksum
 from lvskit.testing import packets
 from lvskit.testing.standins import StandInConnection, StandInServer
 
@@ -121,3 +123,22 @@ def test_numbers_go_round(world: Kernel) -> None:
     frame = macs(MAC_ROUTER) + b"\x08\x00" + bytes(packet)
     numbers = [int.from_bytes(world.send(frame).frame[18:20], "big") for _ in range(3)]
     assert numbers == [0xFFFF, 0, 1]
+
+
+def test_a_checksum_may_carry_twice(world: Kernel) -> None:
+    """Where the sum's halves, added, overflow again: one identification of all, for any header."""
+    packet = inet.IP(src=CLIENT4, dst=VIP4, ttl=9) / inet.UDP(sport=9, dport=53)
+    frame = macs(MAC_ROUTER) + b"\x08\x00" + bytes(packet)
+    source = packed("10.0.250.250")  # so that the rest of the sum is large
+    server = layout.server(source, packed(REAL4), macs(MAC_REAL), INGRESS, MTU)
+    world.server(SERVER, server)
+    world.connect(CLIENT4, 9, 2, SERVER)
+    partial = layout.partial_checksum(b"\x45" + bytes(11) + source + packed(REAL4))
+    variable = struct.pack("!HBB", len(packet) + 20, 8, 4)
+    rest = partial + sum(struct.unpack("<HH", variable))
+    number = int.from_bytes((0x1FFFF - rest).to_bytes(2, "little"), "big")
+    at = SERVER * layout.SERVER_SIZE + layout.SERVER_IDENTIFICATION
+    world.servers[at : at + 4] = (number - 1).to_bytes(4, "little")
+    head = world.send(frame).frame[14:34]
+    assert head[4:6] == number.to_bytes(2, "big")
+    assert checksum(head) == 0

@@ -200,9 +200,11 @@ class Kernel:
         taken = []
         for view in self.ring.read():
             fields = layout.RECORD.unpack_from(view)
-            length = fields[13]
+            length, room = fields[13], 0
+            if fields[0] == RecordKind.MISS:
+                room = layout.SHORT_PACKET if length <= layout.SHORT_PACKET else layout.LONG_PACKET
+            assert len(view) == layout.RECORD.size + room
             behind = bytes(view[layout.RECORD.size : layout.RECORD.size + length])
-            assert len(behind) == (length if fields[0] == RecordKind.MISS else 0)
             taken.append(Record(*fields, behind))
         self.ring.release()
         return taken
