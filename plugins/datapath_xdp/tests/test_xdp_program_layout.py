@@ -14,6 +14,7 @@ from lvskit_datapath_xdp import layout
 from lvskit_datapath_xdp.loader import BpfObject
 from lvskit_datapath_xdp.loader.btf import Kind
 from xdp_kernel import OBJECT, Kernel
+from xdp_world import CLIENT4, ES, IN4, TCP4, ip4, populate, raw, tcp
 
 STRUCTS = {
     "service_key": (layout.SERVICE_KEY, layout.SERVICE_KEY.size),
@@ -161,3 +162,24 @@ def test_the_clock_is_the_kernels(kernel: Kernel) -> None:
     last, ended = clock.test_run(bytes(14)).verdict, time.monotonic()
     passed = (last - first) % (1 << 32) / ticks
     assert passed == pytest.approx(ended - started, abs=0.02)
+
+
+@pytest.mark.parametrize("uptime", [0.0, 200.0, 299.9, 300.1, 1e6, 1e8])
+def test_the_lower_half_of_the_clock_is_enough(uptime: float) -> None:
+    rate = layout.ticks_per_second()
+    full = (1 << 32) - 300 * rate + round(uptime * rate)
+    origin = layout.seen_origin(full & 0xFFFFFFFF, uptime + 0.3)  # the two clocks differ a little
+    assert origin + full / rate == pytest.approx(uptime + 0.3, abs=1e-6)
+
+
+def test_a_packet_dates_its_connection(kernel: Kernel) -> None:
+    populate(kernel)
+    slot = kernel.connect(CLIENT4, 1024, TCP4, IN4, ES)
+    ticks, now = (
+        kernel.loaded.programs["lvskit_clock"].test_run(bytes(14)).verdict,
+        time.monotonic(),
+    )
+    kernel.send(raw(ip4() / tcp("A")))
+    unit = (1 << layout.clock_shift()) / layout.ticks_per_second()
+    seen = layout.seen_origin(ticks, now) + kernel.slot(4, slot)[-1] * unit
+    assert now - unit - 0.05 < seen < time.monotonic() + 0.05

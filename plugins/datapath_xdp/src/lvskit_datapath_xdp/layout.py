@@ -144,10 +144,11 @@ def partial_checksum(header: bytes) -> int:
 
 SLOTS_PER_BUCKET: Final = 4
 SLOT4: Final = Struct("<4s2sHHBBI")
-"""Client's address and port, service id, server id, state, `SlotFlag`, last seen (`seen_now`).
+"""Client's address and port, service id, server id, state, `SlotFlag`, last seen (`seen_origin`).
 
 The first 8 bytes are the key: 0 = free, `BUSY` = being written. Who inserts writes BUSY, then what
-follows the key, then the key."""
+follows the key, then the key. Either bucket will do; the program takes the first of the two, unless
+two or more of its slots are taken and the other has fewer taken."""
 SLOT6: Final = Struct("<16s2sHHBBI4x")
 """The same with 16 bytes of address. The key that is 0, or `BUSY`, is the 4 bytes behind it."""
 SLOT6_KEY: Final = 16
@@ -185,12 +186,31 @@ def hash6(high: int, low: int, client: int, seed: int, multiplier: int) -> int:
 
 # --- time ---
 
+_WRAP: Final = 1 << 32
 _CLOCK_MONOTONIC_COARSE: Final = 6  # Linux include/uapi/linux/time.h
 
 
 def clock_shift() -> int:
     """Return the constant of that name: ticks are shifted by it for a unit near 0.25 s."""
     return round(log2(ticks_per_second() / 4))
+
+
+def seen_origin(ticks: int, now: float) -> float:
+    """Return when, in monotonic seconds, a connection's `last seen` would have been 0.
+
+    It was seen between `origin + seen * unit` and a unit later, where a unit is
+    `(1 << clock_shift()) / ticks_per_second()` seconds. The clock stands still where the monotonic
+    one does, and does not overflow.
+
+    Args:
+        ticks: what a test run of the program ``lvskit_clock`` gave as its verdict.
+        now: the monotonic time of that.
+    """
+    rate = ticks_per_second()
+    # Linux include/linux/jiffies.h, INITIAL_JIFFIES: the lower half overflows five minutes after
+    # the start. The test run gives that half, and the upper one can only be what is nearest.
+    guess = _WRAP - 300 * rate + now * rate
+    return now - (ticks + round((guess - ticks) / _WRAP) * _WRAP) / rate
 
 
 def ticks_per_second() -> int:
