@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from lvskit_datapath_xdp.loader import BpfObject, problems
@@ -18,6 +18,7 @@ from lvskit_datapath_xdp.loader import BpfObject, problems
 sys.path.append(str(Path(__file__).parent))
 
 from xdp_kernel import Kernel
+from xdp_network import Network, Running
 
 OBJECTS = Path(__file__).parent / "objects"
 NEWNET = 0x40000000  # CLONE_NEWNET of Linux include/uapi/linux/sched.h
@@ -107,3 +108,28 @@ def kernel(loaded_kernel: Kernel) -> Kernel:
     """The plugin's program with empty tables."""
     loaded_kernel.clear()
     return loaded_kernel
+
+
+@pytest.fixture
+def network(bpf: None, tmp_path: Path) -> Iterator[Network]:
+    """Client, director and two real servers, each a network namespace."""
+    for command in ("ip", "ethtool", "nsenter"):
+        if not shutil.which(command):
+            pytest.skip(f"needs the command `{command}`")
+    made = Network(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def direct(network: Network) -> Iterator[Callable[..., Running]]:
+    """Starts directors with the datapath xdp, and stops them in the end."""
+    started: list[Running] = []
+
+    def start(**options: Any) -> Running:
+        started.append(Running(network, **options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.stop()

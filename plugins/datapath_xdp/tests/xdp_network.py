@@ -7,17 +7,25 @@ that lvskit brings, and answer the client directly.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
-import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
+
+import lvskit_datapath_xdp
+from lvskit_datapath_xdp.datapath import XdpDatapath
+from lvskit_datapath_xdp.loader import BpfObject
+
+from lvskit.control.daemon import DirectorServer
 
 CLIENT, DIRECTOR, VIP = "10.1.0.2", "10.1.0.1", "10.1.0.100"
 CLIENT6, DIRECTOR6, VIP6 = "fd01::2", "fd01::1", "fd01::100"
@@ -25,6 +33,7 @@ SERVERS = ("10.1.0.11", "10.1.0.12")
 SERVERS6 = ("fd01::11", "fd01::12")
 PORT = 80
 _NEWNET = 0x40000000
+_OBJECT = Path(lvskit_datapath_xdp.__file__).parent / "bpf" / "lvskit.bpf.o"
 _BIN = Path(sys.executable).parent
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -49,7 +58,8 @@ class Echo(socketserver.BaseRequestHandler):
 class Datagrams(socketserver.ThreadingUDPServer):
     address_family = socket.AF_INET6
 import threading
-threading.Thread(target=Datagrams(("::", port), Echo).serve_forever, daemon=True).start()
+for vip in sys.argv[3:]:
+    threading.Thread(target=Datagrams((vip, port), Echo).serve_forever, daemon=True).start()
 Server(("::", port), Handler).serve_forever()
 """
 
@@ -110,6 +120,7 @@ class Network:
 
     def __init__(self, place: Path) -> None:
         self.place = place
+        self.held: list[Any] = []
         self.switch, self.client, self.director = map(Host, ("switch", "client", "director"))
         self.servers = [Host(f"server{number}") for number in range(len(SERVERS))]
         self.switch.run("ip link add br0 type bridge mcast_snooping 0 && ip link set br0 up")
@@ -117,11 +128,9 @@ class Network:
         hosts += list(zip(self.servers, SERVERS, SERVERS6, strict=True))
         for number, (host, v4, v6) in enumerate(hosts):
             peer = f"/proc/{os.getpid()}/fd/{host.handle}"
-            # XDP_TX reaches the other end of a veth only with GRO on there.
             self.switch.run(f"""
                 ip link add port{number} type veth peer name eth0 netns {peer}
                 ip link set port{number} master br0 up
-                ethtool -K port{number} gro on >&2
             """)
             # A sum that is left to the card is never filled in on the way of XDP.
             host.run(f"""
@@ -134,12 +143,18 @@ class Network:
             ip address add {VIP}/32 dev eth0
             ip -6 address add {VIP6}/128 dev eth0 nodad
         """)
+        # What XDP sends natively into a veth gets through only where the other end has a program
+        # too; this one passes everything, as it knows no service.
+        with self.switch.entered():
+            passing = BpfObject.read(_OBJECT).load()
+            port = socket.if_nametoindex("port1")
+            self.held += [passing, passing.programs["lvskit"].attach(port, "native")]
         for host in self.servers:
             self._serve(host)
 
     def _serve(self, host: Host) -> None:
         host.run(f"{self._realserver(host)} up --vip {VIP} --vip {VIP6} >&2")
-        host.start(sys.executable, "-c", _SERVER, host.name, str(PORT))
+        host.start(sys.executable, "-c", _SERVER, host.name, str(PORT), f"::ffff:{VIP}", VIP6)
 
     def _realserver(self, host: Host) -> str:
         return f"LVSKIT_RUNTIME_DIR={self.place / host.name} {_BIN}/lvskit realserver"
@@ -149,45 +164,102 @@ class Network:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with self.client.entered():
             made = socket.socket(family, socket.SOCK_STREAM)
+        self.held.append(made)
         made.settimeout(timeout)
         made.connect((address, PORT))
         return made
 
     def close(self) -> None:
+        for held in reversed(self.held):
+            held.close()
         for host in self.servers:
             host.run(f"{self._realserver(host)} down >&2")
         for host in (*self.servers, self.client, self.director, self.switch):
             host.close()
 
 
-class Daemon:
-    """`lvskit run --datapath xdp` on the director."""
+class Running:
+    """A director with the datapath xdp, in a thread of the director's namespace."""
 
-    def __init__(self, network: Network, mode: str, config: str = "") -> None:
-        self._network = network
-        self._socket = network.place / "control.sock"
-        path = network.place / "lvskit.toml"
-        path.write_text(f'[director.datapath_options]\nmode = "{mode}"\n{config}')
-        self.log = network.place / "log"
-        with self.log.open("w") as log:
-            self.process = network.director.start(
-                str(_BIN / "lvskit"), "run", str(path), "--datapath", "xdp",
-                "--interface", "eth0", "--socket", str(self._socket), stderr=log,
-            )  # fmt: skip
-        deadline = time.monotonic() + 20
-        while "ready" not in self.log.read_text():
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.02)
+    def __init__(
+        self, network: Network, services: Sequence[dict[str, Any]] = (), **options: Any
+    ) -> None:
+        self._host = network.director
+        given = {"interface": "eth0", **options}
+        director = {"datapath": "xdp", "datapath_options": given, "socket": ""}
+        director["state"] = str(network.place / "state")
+        self._server = DirectorServer({"director": director, "service": list(services)})
+        self._ready: Future[None] = Future()
+        self._thread = threading.Thread(target=self._work)
+        self._thread.start()
+        self._ready.result(20)
+        self.director = self._server.director
+        self.datapath: XdpDatapath = self.director.wheel._kept_until.__self__
 
-    def lvsadm(self, *arguments: str) -> str:
-        command = f"{_BIN}/lvsadm {' '.join(arguments)}"
-        return self._network.director.run(f"LVSKIT_SOCKET={self._socket} {command}")
+    def _work(self) -> None:
+        with self._host.entered():
+            asyncio.run(self._main())
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        try:
+            await self._server.start()
+        except Exception as err:
+            self._ready.set_exception(err)
+            return
+        self._ready.set_result(None)
+        await self._server.serve()
+        await self._server.close()
+
+    def do(self, function: Callable[[], Any]) -> Any:
+        """Call in the director's thread."""
+        done: Future[Any] = Future()
+
+        def work() -> None:
+            try:
+                done.set_result(function())
+            except Exception as err:
+                done.set_exception(err)
+
+        self._loop.call_soon_threadsafe(work)
+        return done.result(10)
+
+    def call(self, method: str, **params: Any) -> Any:
+        """Carry out a command."""
+        return self.do(lambda: self._server.control.call(method, params))
+
+    def add(self, service: dict[str, Any], servers: Sequence[str], **settings: Any) -> None:
+        """Add a service and its servers, and wait until it is known where they are."""
+        self.call("add_service", service=service)
+        for address in servers:
+            self.call("add_server", service=service, server={"address": address, **settings})
+        until(lambda: len(self.datapath._neighbours.hops) >= len(servers))
+
+    def servers(self, number: int = 0) -> dict[str, Any]:
+        """Return what a listing says of a service's servers, by address."""
+        service = self.call("status")["services"][number]
+        return {each["config"]["address"].rpartition(":")[0]: each for each in service["servers"]}
+
+    def active(self) -> int:
+        return sum(each.get("active", 0) for each in self.servers().values())
+
+    def inactive(self) -> int:
+        return sum(each.get("inactive", 0) for each in self.servers().values())
+
+    def entries(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.call("connections")
+        return found
 
     def stop(self) -> None:
-        self.process.terminate()
-        assert self.process.wait(20) == 0, self.log.read_text()
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._server.stop)
+            self._thread.join()
 
 
-def status(text: str) -> Any:
-    return json.loads(text)
+def until(claim: Callable[[], Any], seconds: float = 3.0) -> Any:
+    """Wait until something is so; return it."""
+    deadline = time.monotonic() + seconds
+    while not (found := claim()):
+        assert time.monotonic() < deadline, "it did not come to be"
+        time.sleep(0.005)
+    return found
