@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from lvskit import TCP, Director, Transmit, Verdict
-from lvskit_datapath_xdp.frames import FrameSender
+from lvskit_datapath_xdp.frames import ROOM, FrameSender
 from lvskit_datapath_xdp.layout import RECORD, RecordKind
 from lvskit_datapath_xdp.loader import RingBuffer
 from lvskit_datapath_xdp.placed import Recorded, opening
@@ -16,6 +16,7 @@ from lvskit_datapath_xdp.slots import NO_PLACE, Known, Slots
 from lvskit_datapath_xdp.timing import Clock
 
 _BATCH: Final = 256  # records to one turn of the event loop
+_LONGEST: Final = ROOM - 14  # bytes behind the Ethernet header
 _WORD: Final = 0xFFFFFFFF
 _MISS, _PLACED, _STATE = RecordKind.MISS, RecordKind.PLACED, RecordKind.STATE
 
@@ -54,8 +55,8 @@ class Bridge:
         self._services, self._servers = services, servers
         self._send = send
         self._frames: dict[int, FrameSender] = {}
-        self._used: set[FrameSender] = set()
         self._watched: set[Any] = set()
+        self._tables = director.table.tcp, director.table.udp
         self._following = False
         self.received = 0
         self.lost = 0
@@ -68,63 +69,67 @@ class Bridge:
         offsets = ring.offsets(_BATCH)
         if not offsets:
             return False
-        now = self._clock()
-        memory, unpack = ring.memory, RECORD.unpack_from
         try:
-            for at in offsets:
-                record = unpack(memory, at)
-                if record[0] == _MISS:
-                    start = at + RECORD.size
-                    self._miss(record, bytes(memory[start : start + record[13]]), now)
-                elif record[0] == _STATE:
-                    self._moved(record, now)
-                else:
-                    self._placed(record, now)
+            self._handle(offsets)
         finally:
             ring.release()
-            for sender in self._used:
+            for sender in self._frames.values():
                 sender.flush()
-            self._used.clear()
         return len(offsets) == _BATCH
 
-    def _miss(self, record: tuple[Any, ...], packet: bytes, now: float) -> None:
-        """Let the director decide on a packet, and send it; a connection gets its slot."""
-        self.received += 1
-        director = self._director
-        verdict = director.receive(packet, now)
-        if type(verdict) is not Transmit:
-            self.lost += not self._send(verdict, packet)
-            return
-        table = director.table.tcp if record[11] == TCP else director.table.udp
-        connection = table.get(packet[12:24] if record[1] == 4 else packet[8:44])
-        entry = self._servers.get(connection.server) if connection is not None else None
-        if connection is None or entry is None or connection.transmit != entry.way:
-            self._send(verdict, packet)
-            return
-        if entry.carried:
-            self._place(connection, entry, record)
-        made = verdict.packet
-        if entry.head and len(made) <= verdict.route.mtu:
-            sender = self._frames.get(entry.ifindex)
-            if sender is None:
-                sender = self._frames[entry.ifindex] = FrameSender(entry.ifindex)
-            if sender.add(entry.head + made):
-                self._used.add(sender)
-                return
-        self._send(verdict, packet)
+    def _handle(self, offsets: list[int]) -> None:
+        """Handle records: decisions first, for all, then slots and frames.
+
+        Each of these alone keeps to fewer instructions and less memory than a processor's caches
+        have room for; record by record, the same takes a third more time.
+        """
+        now, memory, unpack = self._clock(), self._ring.memory, RECORD.unpack_from
+        receive, size = self._director.receive, RECORD.size
+        sent: list[tuple[Transmit, bytes, tuple[Any, ...]]] = []
+        for at in offsets:
+            record = unpack(memory, at)
+            if record[0] != _MISS:
+                (self._moved if record[0] == _STATE else self._placed)(record, now)
+                continue
+            packet = bytes(memory[at + size : at + size + record[13]])
+            self.received += 1
+            verdict = receive(packet, now)
+            if type(verdict) is Transmit:
+                sent.append((verdict, packet, record))
+            else:
+                self.lost += not self._send(verdict, packet)
+        entries, tcp, udp = self._servers.entries, *self._tables
+        for verdict, packet, record in sent:
+            key = packet[12:24] if record[1] == 4 else packet[8:44]  # Flow.key
+            connection = (tcp if record[11] == TCP else udp).get(key)
+            entry = entries.get(connection.server) if connection is not None else None
+            if connection is None or entry is None or connection.transmit != entry.way:
+                self._send(verdict, packet)
+                continue
+            if entry.carried:
+                self._place(connection, entry, record)
+            made, head = verdict.packet, entry.head
+            if head and len(made) <= verdict.route.mtu and len(made) <= _LONGEST:
+                sender = self._frames.get(entry.ifindex) or self._sender(entry.ifindex)
+                sender.waiting.append(head + made)
+            else:
+                self._send(verdict, packet)
+
+    def _sender(self, ifindex: int) -> FrameSender:
+        sender = self._frames[ifindex] = FrameSender(ifindex)
+        return sender
 
     def _place(self, connection: Known, entry: Entry, record: tuple[Any, ...]) -> None:
         """Give a connection its slot, unless it has one."""
-        _, version, _, _, service, _, _, seen, one, other, port, *_, address = record
-        slots = self._slots[version]
-        client = int.from_bytes(port, "little") | service << 16
+        slots = self._slots[record[1]]
+        key = slots.key(record[15], record[10], record[4])
         number = slots.numbers.get(connection)
         if number is not None:
-            if slots.holds(number, address, client):
+            if slots.holds(number, key):
                 return
             slots.forget(connection)  # the program took it at the same time
         binding = entry.number | connection.state << 16
-        number = slots.insert(one, other, address, client, binding, seen)
+        number = slots.insert(record[8], record[9], key, binding, record[7])
         if number != NO_PLACE:
             slots.own(number, connection)
 
@@ -222,12 +227,10 @@ class Bridge:
     def _place_again(self, connection: Known, server: int, service: int) -> None:
         flow = connection.flow
         slots = self._slots[4 if len(flow.caddr) == 4 else 6]
-        client = int.from_bytes(flow.cport.to_bytes(2, "big"), "little") | service << 16
+        key = slots.key(flow.caddr, flow.cport.to_bytes(2, "big"), service)
         timeouts = connection.server.rules.machines[connection.protocol].timeouts
         seen = self._ticks.units(connection.deadline - timeouts[connection.state]) & _WORD
-        one, other = slots.buckets(flow.caddr, client)
-        binding = server | connection.state << 16
-        number = slots.insert(one, other, flow.caddr, client, binding, seen)
+        number = slots.insert(*slots.buckets(key), key, server | connection.state << 16, seen)
         if number != NO_PLACE:
             slots.own(number, connection)
 

@@ -14,7 +14,8 @@ from typing import Final
 from lvskit import DatapathError
 
 _BATCH: Final = 256
-_ROOM: Final = 2304  # the longest packet of a record, outer header and Ethernet header
+ROOM: Final = 2304
+"""Bytes of a frame at most: the longest packet of a record, outer and Ethernet header."""
 _SOL_PACKET: Final = 263
 _QDISC_BYPASS: Final = 20
 _SNDBUFFORCE: Final = 32
@@ -34,13 +35,15 @@ class FrameSender:
         ifindex: the interface's number.
 
     Attributes:
-        failed: frames that the interface did not take, by error number.
+        waiting: frames for the next `flush`, of `ROOM` bytes at most.
+        failed: those that the interface did not take, by error number.
 
     Raises:
         DatapathError: not allowed.
     """
 
     def __init__(self, ifindex: int) -> None:
+        self.waiting: list[bytes] = []
         self.failed: dict[int, int] = {}
         try:
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
@@ -53,35 +56,32 @@ class FrameSender:
         except OSError as err:
             self._socket.close()
             raise DatapathError(f"no packet socket on interface {ifindex}: {err}") from err
-        self._frames = bytearray(_BATCH * _ROOM)
+        self._frames = bytearray(_BATCH * ROOM)
         self._pieces = bytearray(_BATCH * _PIECE.size)
         self._messages = bytearray(_BATCH * _MESSAGE.size)
         self._start = _address(self._messages)
         frames, pieces = _address(self._frames), _address(self._pieces)
         for at in range(_BATCH):
-            _PIECE.pack_into(self._pieces, at * _PIECE.size, frames + at * _ROOM, 0)
+            _PIECE.pack_into(self._pieces, at * _PIECE.size, frames + at * ROOM, 0)
             piece = pieces + at * _PIECE.size
             _MESSAGE.pack_into(self._messages, at * _MESSAGE.size, 0, 0, piece, 1, 0, 0, 0, 0)
         self._lengths = memoryview(self._pieces).cast("Q")
-        self._waiting = 0
-
-    def add(self, frame: bytes) -> bool:
-        """Have a frame sent with the next `flush`; False where it is longer than there is room."""
-        at, size = self._waiting, len(frame)
-        if size > _ROOM:
-            return False
-        start = at * _ROOM
-        self._frames[start : start + size] = frame
-        self._lengths[2 * at + 1] = size
-        self._waiting = at + 1
-        if self._waiting == _BATCH:
-            self.flush()
-        return True
 
     def flush(self) -> None:
         """Send what waits, without waiting for room: what finds none is lost, as on any wire."""
-        sent, count = 0, self._waiting
-        self._waiting = 0
+        frames, lengths = self._frames, self._lengths
+        for first in range(0, len(self.waiting), _BATCH):
+            batch = self.waiting[first : first + _BATCH]
+            for number, frame in enumerate(batch):
+                at = number * ROOM
+                size = len(frame)
+                frames[at : at + size] = frame
+                lengths[2 * number + 1] = size
+            self._send(len(batch))
+        self.waiting.clear()
+
+    def _send(self, count: int) -> None:
+        sent = 0
         while sent < count:
             start = self._start + sent * _MESSAGE.size
             done = _libc.sendmmsg(self._socket.fileno(), start, count - sent, socket.MSG_DONTWAIT)

@@ -82,8 +82,9 @@ class Neighbours:
                 listening.cancel()
 
     async def _listen(self, ear: AsyncIPRoute) -> None:
-        async for _ in ear.get():
-            self._wake.set()
+        while True:  # each time it gives what has come in one piece
+            async for _ in ear.get():
+                self._wake.set()
 
     async def _resolve(self, ask: AsyncIPRoute) -> None:
         """Ask for all that is wanted, and have the kernel find out what it does not know."""

@@ -51,6 +51,9 @@ class Servers:
         counters: ``server_counters``.
         hops: returns the way over the link to an address, None while it is not known.
         leaves_by: whether the program can send by an interface.
+
+    Attributes:
+        entries: what the program knows, by server.
     """
 
     def __init__(
@@ -64,17 +67,17 @@ class Servers:
         self._capacity = map_.spec.max_entries
         self._counters = counters
         self._hops, self._leaves_by = hops, leaves_by
-        self._entries: dict[Any, Entry] = {}
+        self.entries: dict[Any, Entry] = {}
         self._free: list[int] = []
         self._next = 1
 
     def get(self, server: Any) -> Entry | None:
         """Return what the program knows of a server."""
-        return self._entries.get(server)
+        return self.entries.get(server)
 
     def by_number(self, number: int) -> Any:
         """Return the director's server of an id, None where there is none."""
-        for entry in self._entries.values():
+        for entry in self.entries.values():
             if entry.number == number:
                 return entry.server
         return None
@@ -93,19 +96,19 @@ class Servers:
         kept = set()
         for server in (*present, *removed):
             kept.add(server)
-            entry = self._entries.get(server)
+            entry = self.entries.get(server)
             if entry is None:
                 number = self._number()
                 if number is None:
                     continue  # so its connections go the portable way
-                entry = self._entries[server] = Entry(number, server, server.transmit)
+                entry = self.entries[server] = Entry(number, server, server.transmit)
                 entry.packets, entry.octets = self._read(number)
             elif entry.way != server.transmit:
                 entry.way = server.transmit
                 changed.append(server)
             self._write(entry)
-        for server in [s for s in self._entries if s not in kept and not s.referenced]:
-            self._free.append(self._entries.pop(server).number)
+        for server in [s for s in self.entries if s not in kept and not s.referenced]:
+            self._free.append(self.entries.pop(server).number)
         return changed
 
     def _number(self) -> int | None:
@@ -150,7 +153,7 @@ class Servers:
 
     def count(self) -> None:
         """Tell the director what the program has forwarded since the last time."""
-        for entry in self._entries.values():
+        for entry in self.entries.values():
             packets, octets = self._read(entry.number)
             counters = entry.server.counters
             counters.inpkts += packets - entry.packets

@@ -58,26 +58,33 @@ class Slots:
         self.numbers: dict[Known, int] = {}
         self.unplaced = 0
 
-    def insert(
-        self, one: int, other: int, address: bytes, client: int, binding: int, seen: int
-    ) -> int:
+    def key(self, address: bytes, port: bytes, service: int) -> Any:
+        """Return what `insert` and others take: whose connection it is.
+
+        Args:
+            address: the client's; for IPv4 the first 4 bytes count.
+            port: the client's, as packets have it.
+            service: its id.
+        """
+        raise NotImplementedError
+
+    def insert(self, one: int, other: int, key: Any, binding: int, seen: int) -> int:
         """Write a slot into one of two buckets; return its number, `NO_PLACE` where both are full.
 
         Args:
             one, other: the buckets.
-            address: the client's; for IPv4 the first 4 bytes.
-            client: its port as in packets, and the service id above it, read as one number.
+            key: of the connection.
             binding: server id, state and flags, read as one number.
             seen: the time of its last packet.
         """
         raise NotImplementedError
 
-    def buckets(self, address: bytes, client: int) -> tuple[int, int]:
+    def buckets(self, key: Any) -> tuple[int, int]:
         """Return the two buckets that a connection may be in."""
-        mixed = self._hash(address, client)
+        mixed = self._hash(key)
         return mixed >> 32 & self._mask, mixed & self._mask
 
-    def _hash(self, address: bytes, client: int) -> int:
+    def _hash(self, key: Any) -> int:
         raise NotImplementedError
 
     def own(self, number: int, connection: Known) -> None:
@@ -90,8 +97,8 @@ class Slots:
         self._taken[number // _BUCKET] = min(self._taken[number // _BUCKET] + 1, _BUCKET)
         self.own(number, connection)
 
-    def holds(self, number: int, address: bytes, client: int) -> bool:
-        """Whether a slot is that of a client, and not of one that the program has put there."""
+    def holds(self, number: int, key: Any) -> bool:
+        """Whether a slot is that of a connection, and not of one that the program put there."""
         raise NotImplementedError
 
     def forget(self, connection: Known) -> None:
@@ -136,9 +143,11 @@ class Slots4(Slots):
         super().__init__(map_, seed)
         self._words = self._memory.cast("Q")
 
-    def insert(
-        self, one: int, other: int, address: bytes, client: int, binding: int, seen: int
-    ) -> int:
+    def key(self, address: bytes, port: bytes, service: int) -> int:
+        """Return the key as one number."""
+        return int.from_bytes(address[:4] + port, "little") | service << 48
+
+    def insert(self, one: int, other: int, key: int, binding: int, seen: int) -> int:
         """Write a slot."""
         words, taken = self._words, self._taken
         for bucket in (one, other) if taken[one] <= taken[other] else (other, one):
@@ -147,23 +156,22 @@ class Slots4(Slots):
                 if not words[at]:
                     words[at] = layout.BUSY
                     words[at + 1] = binding | seen << 32
-                    words[at] = int.from_bytes(address[:4], "little") | client << 32
+                    words[at] = key
                     taken[bucket] += 1
                     return at >> 1
         self.unplaced += 1
         return NO_PLACE
 
-    def _hash(self, address: bytes, client: int) -> int:
-        word = int.from_bytes(address, "little") | client << 32
-        return layout.hash4(word, self._seed.seed, self._seed.multiplier)
+    def _hash(self, key: int) -> int:
+        return layout.hash4(key, self._seed.seed, self._seed.multiplier)
 
     def clear(self, number: int) -> None:
         """Free a slot in the program's memory."""
         self._words[number * 2] = 0
 
-    def holds(self, number: int, address: bytes, client: int) -> bool:
-        """Whether a slot is that of a client."""
-        return self._words[number * 2] == int.from_bytes(address[:4], "little") | client << 32
+    def holds(self, number: int, key: int) -> bool:
+        """Whether a slot is that of a connection."""
+        return self._words[number * 2] == key
 
     def seen(self, number: int) -> int:
         """Return when the program saw a packet last, in its units."""
@@ -184,9 +192,11 @@ class Slots6(Slots):
         super().__init__(map_, seed)
         self._words = self._memory.cast("I")
 
-    def insert(
-        self, one: int, other: int, address: bytes, client: int, binding: int, seen: int
-    ) -> int:
+    def key(self, address: bytes, port: bytes, service: int) -> tuple[bytes, int]:
+        """Return the address, and the rest as one number."""
+        return address, int.from_bytes(port, "little") | service << 16
+
+    def insert(self, one: int, other: int, key: tuple[bytes, int], binding: int, seen: int) -> int:
         """Write a slot."""
         words, taken = self._words, self._taken
         for bucket in (one, other) if taken[one] <= taken[other] else (other, one):
@@ -194,15 +204,16 @@ class Slots6(Slots):
                 at = number * 8
                 if not words[at + 4]:
                     words[at + 4] = layout.BUSY
-                    self._memory[number * 32 : number * 32 + 16] = address
+                    self._memory[number * 32 : number * 32 + 16] = key[0]
                     words[at + 5], words[at + 6] = binding, seen
-                    words[at + 4] = client
+                    words[at + 4] = key[1]
                     taken[bucket] += 1
                     return number
         self.unplaced += 1
         return NO_PLACE
 
-    def _hash(self, address: bytes, client: int) -> int:
+    def _hash(self, key: tuple[bytes, int]) -> int:
+        address, client = key
         high, low = int.from_bytes(address[:8], "little"), int.from_bytes(address[8:], "little")
         return layout.hash6(high, low, client, self._seed.seed, self._seed.multiplier)
 
@@ -210,10 +221,10 @@ class Slots6(Slots):
         """Free a slot in the program's memory."""
         self._words[number * 8 + 4] = 0
 
-    def holds(self, number: int, address: bytes, client: int) -> bool:
-        """Whether a slot is that of a client."""
+    def holds(self, number: int, key: tuple[bytes, int]) -> bool:
+        """Whether a slot is that of a connection."""
         start = number * self._size
-        return self._words[number * 8 + 4] == client and self._memory[start : start + 16] == address
+        return self._words[number * 8 + 4] == key[1] and self._memory[start : start + 16] == key[0]
 
     def seen(self, number: int) -> int:
         """Return when the program saw a packet last, in its units."""
