@@ -7,8 +7,12 @@ import time
 from typing import Any
 
 import pytest
+from lvskit_datapath_xdp.engine import Engine
 from lvskit_datapath_xdp.layout import Reason
+from lvskit_datapath_xdp.options import XdpOptions
 from xdp_network import DIRECTOR, PORT, SERVERS, SERVERS6, VIP, VIP6, Running, until
+
+from lvskit import DatapathError
 
 pytestmark = pytest.mark.integration
 
@@ -192,3 +196,32 @@ def test_a_local_server_is_served_the_portable_way(network, direct):
     )  # fmt: skip
     time.sleep(0.3)
     assert {ask(network.connect()) for _ in range(2)} == {"server0", "director"}
+
+
+def test_a_lost_interface_ends_the_datapath(network, direct):
+    running = direct(mode="generic")
+    running.add(tcp(), SERVERS)
+    network.director.run("ip link delete eth0")
+    with pytest.raises(DatapathError, match="the interface eth0 has gone"):
+        running.failure()
+
+
+def test_another_program_on_the_interface_is_named(network):
+    with network.director.entered():
+        engine = Engine(XdpOptions(interface="eth0"), 64)
+        engine.attach()
+        try:
+            with pytest.raises(DatapathError, match="an XDP program is attached there already"):
+                Running(network)
+        finally:
+            engine.close()
+
+
+def test_the_host_is_left_as_it_was(network, direct):
+    running = direct(mode="native", portable={"on_stop": "open"})
+    running.add(tcp(), SERVERS)
+    assert ask(network.connect(), 10)
+    assert "xdp" in network.director.run("ip link show eth0")
+    running.stop()
+    assert "xdp" not in network.director.run("ip link show eth0")
+    assert network.director.run("nft list ruleset") == ""

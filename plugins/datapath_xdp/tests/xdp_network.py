@@ -25,6 +25,7 @@ import lvskit_datapath_xdp
 from lvskit_datapath_xdp.datapath import XdpDatapath
 from lvskit_datapath_xdp.loader import BpfObject
 
+from lvskit import DatapathError
 from lvskit.control.daemon import DirectorServer
 
 CLIENT, DIRECTOR, VIP = "10.1.0.2", "10.1.0.1", "10.1.0.100"
@@ -190,6 +191,7 @@ class Running:
         director["state"] = str(network.place / "state")
         self._server = DirectorServer({"director": director, "service": list(services)})
         self._ready: Future[None] = Future()
+        self._failure: DatapathError | None = None
         self._thread = threading.Thread(target=self._work)
         self._thread.start()
         self._ready.result(20)
@@ -208,7 +210,10 @@ class Running:
             self._ready.set_exception(err)
             return
         self._ready.set_result(None)
-        await self._server.serve()
+        try:
+            await self._server.serve()
+        except DatapathError as err:
+            self._failure = err
         await self._server.close()
 
     def do(self, function: Callable[[], Any]) -> Any:
@@ -249,6 +254,12 @@ class Running:
     def entries(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.call("connections")
         return found
+
+    def failure(self) -> None:
+        """Wait until the datapath fails, and raise what it said."""
+        self._thread.join(10)
+        if self._failure is not None:
+            raise self._failure
 
     def stop(self) -> None:
         if self._thread.is_alive():

@@ -10,7 +10,7 @@ from lvskit import DatapathError, Director, Route, ServiceKey, Verdict
 from lvskit_datapath_xdp.bridge import Bridge
 from lvskit_datapath_xdp.engine import Engine
 from lvskit_datapath_xdp.layout import Reason
-from lvskit_datapath_xdp.loader import RingBuffer
+from lvskit_datapath_xdp.loader import BpfError, RingBuffer
 from lvskit_datapath_xdp.neighbours import Neighbours
 from lvskit_datapath_xdp.options import XdpOptions
 from lvskit_datapath_xdp.servers import Servers, carries
@@ -133,7 +133,14 @@ class XdpDatapath:
         if self._engine is not None:
             return
         self._live.open()
-        self._engine = engine = Engine(self._options, self._director.table.size)
+        engine = Engine(self._options, self._director.table.size)
+        try:
+            self._open(engine)
+        except BpfError as err:
+            engine.close()
+            raise DatapathError(str(err)) from err
+
+    def _open(self, engine: Engine) -> None:
         maps = engine.maps
         self._slots = {
             4: Slots4(maps["connections4"], engine),
@@ -148,6 +155,7 @@ class XdpDatapath:
             self._director, self._clock, engine.clock(self._clock), RingBuffer(maps["misses"]),
             self._slots, self._services, self._servers, self._live.send,
         )  # fmt: skip
+        self._engine = engine
         self._update()
         self._bridge.place_known()
         engine.attach()
@@ -183,8 +191,9 @@ class XdpDatapath:
 
     async def _count(self) -> None:
         """Have counters, routes and path MTUs right every second."""
-        while True:
+        while self._engine is not None:
             await asyncio.sleep(_TICK_S)
+            self._engine.check()
             self._servers.count()
             self._update()
 

@@ -92,6 +92,12 @@ class Engine:
             break
         _log.info("%s XDP on %s", self.mode, name)
 
+    def check(self) -> None:
+        """Raise `DatapathError` where the program is no longer on its interface."""
+        if self._link is not None and not self._link.info().ifindex:
+            name = self._options.interface
+            raise DatapathError(f"the interface {name} has gone, and the program with it")
+
     def leaves_by(self, ifindex: int) -> bool:
         """Whether the program can send by an interface.
 

@@ -55,6 +55,7 @@ class Neighbours:
         self.hops: dict[bytes, Hop] = {}
         self._changed = changed
         self._wanted: frozenset[bytes] = frozenset()
+        self._gateways: set[str] = set()
         self._wake = asyncio.Event()
 
     def want(self, addresses: Iterable[bytes]) -> None:
@@ -83,8 +84,10 @@ class Neighbours:
 
     async def _listen(self, ear: AsyncIPRoute) -> None:
         while True:  # each time it gives what has come in one piece
-            async for _ in ear.get():
-                self._wake.set()
+            async for message in ear.get():
+                # Word of neighbours that nobody asked about is frequent on a large link.
+                if message.get("NDA_DST") in self._gateways or "NEIGH" not in message["event"]:
+                    self._wake.set()
 
     async def _resolve(self, ask: AsyncIPRoute) -> None:
         """Ask for all that is wanted, and have the kernel find out what it does not know."""
@@ -95,6 +98,7 @@ class Neighbours:
                 if entry.get("NDA_DST"):
                     known[entry["ifindex"], entry.get("NDA_DST")] = entry
         found = {}
+        self._gateways.clear()
         for address in self._wanted:
             try:
                 hop = await self._hop(ask, address, links, known)
@@ -119,6 +123,7 @@ class Neighbours:
             return None
         via = route.get("RTA_VIA")
         gateway = via["addr"] if via else route.get("RTA_GATEWAY", text)
+        self._gateways.add(gateway)
         entry = known.get((link["index"], gateway))
         state = entry["state"] if entry else 0
         if not state & (_VALID & ~_STALE):
