@@ -67,8 +67,8 @@ class Engine:
     def clock(self, now: Callable[[], float]) -> Clock:
         """Return the program's clock."""
         program = self._loaded.programs["lvskit_clock"]
-        ticks = program.test_run(_FRAME).verdict
-        return Clock(ticks, now(), layout.ticks_per_second(), self._shift)
+        origin = layout.seen_origin(program.test_run(_FRAME).verdict, now())
+        return Clock(origin, (1 << self._shift) / layout.ticks_per_second())
 
     def attach(self) -> None:
         """Put the program on the interface.

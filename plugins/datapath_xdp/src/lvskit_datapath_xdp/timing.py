@@ -3,46 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from lvskit import Wheel
 
-_WORD: Final = 1 << 32
-
 
 class Clock:
-    """Translates the program's time: the kernel's ticks, shifted, in 32 bits.
+    """Translates the program's time.
 
     Args:
-        ticks: the lower 32 bits of the kernel's tick count.
-        now: the director's time at that moment.
-        rate: ticks per second.
-        shift: the program's constant ``clock_shift``.
+        origin: the director's time when it was 0; see `layout.seen_origin`.
+        unit_s: seconds of one unit.
     """
 
-    def __init__(self, ticks: int, now: float, rate: int, shift: int) -> None:
-        self._zero = now - ticks / rate  # when the lower 32 bits were 0
-        self._rate = rate
-        self._shift = shift
-        self._mask = (_WORD >> shift) - 1  # only so many bits are known of both
-
-    @property
-    def unit_s(self) -> float:
-        """Seconds of one unit."""
-        return (1 << self._shift) / self._rate
+    def __init__(self, origin: float, unit_s: float) -> None:
+        self._origin = origin
+        self._unit_s = unit_s
 
     def units(self, now: float) -> int:
-        """Return a time as the program has it, but not cut to 32 bits."""
-        return int((now - self._zero) * self._rate) >> self._shift
+        """Return a time as the program has it."""
+        return int((now - self._origin) / self._unit_s)
 
     def until(self, seen: int, now: float) -> float:
         """Return the end of the unit in which a packet was seen, at `now` or before."""
-        present = self.units(now)
-        age = present - seen & self._mask
-        if age > self._mask >> 1:
-            age = 0  # a unit has begun there that has not here
-        end = (present - age + 1 << self._shift) / self._rate + self._zero
-        return min(end, now)
+        return min(self._origin + (seen + 1) * self._unit_s, now)
 
 
 class SeenWheel(Wheel[Any]):
