@@ -7,7 +7,8 @@ from importlib.metadata import version as _version
 from lvskit.checksums import checksum
 from lvskit.core.director import Director
 from lvskit.core.icmp import Refusal, refuse
-from lvskit.errors import ConfigError, LvskitError, PluginError, UnknownPlugin
+from lvskit.core.timers import Wheel
+from lvskit.errors import ConfigError, DatapathError, LvskitError, PluginError, UnknownPlugin
 from lvskit.hookspecs import hookimpl
 from lvskit.interfaces import (
     Connection,
@@ -56,6 +57,7 @@ __all__ = [
     "ConnectionObserver",
     "Counters",
     "Datapath",
+    "DatapathError",
     "DatapathSpec",
     "Deliver",
     "Director",
@@ -84,6 +86,7 @@ __all__ = [
     "UnknownPlugin",
     "Verdict",
     "VirtualService",
+    "Wheel",
     "__version__",
     "checksum",
     "hookimpl",

@@ -40,6 +40,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--datapath", metavar="NAME", help="live (default), memory, or one of a plugin"
     )
+    parser.add_argument(
+        "--interface", metavar="IF", help="for the datapath xdp: where clients' packets come in"
+    )
     parser.add_argument("--socket", metavar="PATH", help="where it takes commands")
     parser.add_argument(
         "--size", type=int, metavar="N", help="the most connections it keeps (default: 65536)"
@@ -107,7 +110,11 @@ def _configuration(path: str | None, arguments: argparse.Namespace, plugins: Plu
     config = Config() if path is None else toml.read(path, plugins)
     director = config.director
     changes = {name: getattr(arguments, name) for name in ("datapath", "socket", "size", "state")}
+    options = dict(director.datapath_options)
     if arguments.bypass:
-        changes["datapath_options"] = {**director.datapath_options, "bypass": True}
+        options["bypass"] = True
+    if arguments.interface is not None:
+        options["interface"] = arguments.interface
+    changes["datapath_options"] = options
     said = {name: value for name, value in changes.items() if value is not None}
     return msgspec.structs.replace(config, director=msgspec.structs.replace(director, **said))

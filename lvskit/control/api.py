@@ -91,6 +91,8 @@ class Control:
         clock: monotonic seconds, as the director's datapath counts them.
         changed: called after every command that changed services or servers.
         lost: returns the packets that the datapath has lost, by place.
+        refresh: called before every command, so that what the director knows is up to date;
+            `deadlines` where those of all connections count.
     """
 
     def __init__(
@@ -100,12 +102,14 @@ class Control:
         clock: Callable[[], float],
         changed: Callable[[], None] = lambda: None,
         lost: Callable[[], dict[str, int]] = dict,
+        refresh: Callable[..., None] = lambda *, deadlines: None,
     ) -> None:
         self.director = director
         self.plugins = plugins
         self._clock = clock
         self._changed = changed
         self._lost = lost
+        self._refresh = refresh
         self._methods: dict[str, tuple[type[msgspec.Struct], Callable[[Any], Any], bool]] = {
             "status": (Nothing, self._status, False),
             "connections": (Nothing, self._connections, False),
@@ -145,6 +149,7 @@ class Control:
             arguments = msgspec.convert(params or {}, shape)
         except msgspec.ValidationError as err:
             raise ConfigError(f"{method}: {err}") from err
+        self._refresh(deadlines=method == "connections")
         result = run(arguments)
         if changes:
             self._changed()

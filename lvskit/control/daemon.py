@@ -153,7 +153,7 @@ class DirectorServer:
         def changed() -> None:
             body.services_changed([service.key for service in director.services])
 
-        self.control = Control(director, plugins, self._clock, changed, body.losses)
+        self.control = Control(director, plugins, self._clock, changed, body.losses, body.refresh)
         self.control.call("apply", {"config": msgspec.to_builtins(self.config)})
         self._restore(stack)
         return body

@@ -9,7 +9,7 @@ import asyncio
 import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from lvskit.core.director import Director
 from lvskit.errors import ConfigError, UnknownPlugin
@@ -18,6 +18,9 @@ from lvskit.plugins import Plugins
 from lvskit.records import DatapathSpec, build_options
 from lvskit.settings import ServiceKey
 from lvskit.types import Route
+
+if TYPE_CHECKING:
+    from lvskit.datapath.live import LiveDatapath
 
 
 class Brain:
@@ -34,6 +37,18 @@ class Brain:
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
 
+    def live(self, options: Mapping[str, Any]) -> LiveDatapath:
+        """Return a live datapath, for one that carries some packets only and leaves it the rest.
+
+        Raises:
+            ConfigError: options that it does not take.
+            DatapathError: it cannot work on this host.
+        """
+        from lvskit.datapath.live import LiveDatapath, LiveOptions
+
+        spec = DatapathSpec(name="live", summary="", factory=_live, options=LiveOptions)
+        return LiveDatapath(_options(spec, options), self.clock)
+
 
 class ServicesChanged(Protocol):
     """Takes note of the services that there are now."""
@@ -42,13 +57,20 @@ class ServicesChanged(Protocol):
         """Called before the datapath is opened, and after every command that changed services."""
 
 
+class Refresh(Protocol):
+    """Tells the director what the datapath knows and it does not: counters above all."""
+
+    def __call__(self, *, deadlines: bool) -> None:
+        """Called before every command; `deadlines`: those of all connections shall be right."""
+
+
 class Body:
     """A datapath as the daemon uses it: what `Datapath` has not, a datapath may have.
 
     Attributes:
         routes, run: the datapath's own.
         attach: takes the director, first of all.
-        services_changed: see `ServicesChanged`.
+        services_changed: see `ServicesChanged`; refresh: see `Refresh`.
         losses: returns packets lost on the way, by place.
         open: begins to take packets, which wait for `run`; raises `DatapathError` where this host
             lacks something, before the daemon says that it is ready.
@@ -64,12 +86,13 @@ class Body:
         self.run = datapath.run
         self.attach: Callable[[Director], None] = own("attach", _ignore)
         self.services_changed: ServicesChanged = own("services_changed", _ignore)
+        self.refresh: Refresh = own("refresh", _ignore)
         self.losses: Callable[[], dict[str, int]] = own("losses", dict)
         self.open: Callable[[], None] = own("open", _ignore)
         self.close: Callable[[], None] = own("close", _ignore)
 
 
-def _ignore(*_: object) -> None:
+def _ignore(*_: object, **__: object) -> None:
     """Do nothing."""
 
 
@@ -154,8 +177,11 @@ def make(name: str, options: Mapping[str, Any], plugins: Plugins, brain: Brain) 
             text = f"unknown datapath {name!r}; installed: {installed}"
             raise UnknownPlugin(text, kind="datapath", name=name)
         spec = plugins.datapath(name)
+    return Body(spec.factory(brain, _options(spec, options)))
+
+
+def _options(spec: DatapathSpec, given: Mapping[str, Any]) -> Any:
     try:
-        built = build_options(spec, options)
+        return build_options(spec, given)
     except (TypeError, ValueError) as err:
-        raise ConfigError(f"datapath {name!r} (director.datapath_options): {err}") from err
-    return Body(spec.factory(brain, built))
+        raise ConfigError(f"datapath {spec.name!r} (director.datapath_options): {err}") from err

@@ -71,7 +71,7 @@ class Director(Related):
         elif rules.steady[found.state][flags]:
             deadline = now + rules.tcp.timeouts[found.state]
         else:
-            self._advance(found, flags, now)
+            self.follow(found, flags, now)
             return self._forward(found, packet)
         if deadline < found.deadline:  # the timeout has been shortened
             self._keep_until(found, deadline)
@@ -111,7 +111,7 @@ class Director(Related):
                     self._outlive(old, made, now)
                 return made
             connection = made
-        self._advance(connection, parsed.flags, now)
+        self.follow(connection, parsed.flags, now)
         verdict = self._forward(connection, packet)
         if connection.slot is None:  # its first packet: it is not on the wheel yet
             self._settle(connection)

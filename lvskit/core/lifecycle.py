@@ -96,10 +96,10 @@ class Lifecycle(Administration):
                 return False
         return True
 
-    def _advance(
+    def follow(
         self, connection: Connection, flags: int, now: float, *, inward: bool = True
     ) -> None:
-        """Move the state as a packet's `flags` say, keep the counts, and restart the deadline."""
+        """Move the state as a forwarded packet's `flags` say; keep counts, restart the deadline."""
         server = connection.server
         machine = server.rules.machines[connection.protocol]
         tables = machine.tables

@@ -144,7 +144,7 @@ class Related(Scheduling):
             connection.two_way = True
             if parsed.protocol == UDP and connection.template:
                 connection.template.assured = True
-            self._advance(connection, parsed.flags, now, inward=False)
+            self.follow(connection, parsed.flags, now, inward=False)
         return verdict
 
     def _counters(self, connection: Connection) -> Counters:

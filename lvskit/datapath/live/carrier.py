@@ -113,6 +113,16 @@ class Carrier:
             self._send(outgoing)
             self._queue.answer(runs)
 
+    def send(self, verdict: Verdict, packet: bytes) -> bool:
+        """Send what `verdict` says; False where `packet` would have to reach the host instead."""
+        if isinstance(verdict, Transmit):
+            self._send_specially(verdict, packet)
+            return True
+        outgoing: list[bytes] = []
+        lost = self._decided(verdict, packet, outgoing) is not DROP
+        self._send(outgoing)
+        return not lost
+
     def _decided(self, verdict: Verdict, packet: bytes, outgoing: list[bytes]) -> bytes:
         """Return what becomes of a packet that is not sent on: a verdict, or what it becomes."""
         if isinstance(verdict, Deliver):

@@ -16,7 +16,7 @@ from lvskit.datapath.live.rules import Rules
 from lvskit.datapath.live.wants import Wants
 from lvskit.errors import DatapathError
 from lvskit.settings import ServiceKey
-from lvskit.types import Route
+from lvskit.types import Route, Verdict
 
 _TICK_S: Final = 2.0
 _SOONEST_S: Final = 0.01
@@ -122,6 +122,14 @@ class LiveDatapath:
     def losses(self) -> dict[str, int]:
         """Return packets lost on the way, by the place where they were."""
         return self._carrier.losses() if self._carrier else {}
+
+    def send(self, verdict: Verdict, packet: bytes) -> bool:
+        """Carry out a verdict on a packet that did not come from here.
+
+        Returns:
+            False where nothing was sent: the host itself should have got the packet.
+        """
+        return self._carrier is not None and self._carrier.send(verdict, packet)
 
     # --- the life of the datapath ---
 

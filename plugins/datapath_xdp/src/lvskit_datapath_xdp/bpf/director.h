@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ * What becomes of a packet. Nothing is changed, neither a connection nor a counter, before it is
+ * certain that the packet does not go the portable way, where the same would be done again. */
+#ifndef LVSKIT_DIRECTOR_H
+#define LVSKIT_DIRECTOR_H
+
+#include "records.h"
+#include "ring.h"
+#include "states.h"
+#include "tunnel.h"
+
+INLINE void add(void *map, u32 id, u32 length)
+{
+	struct counters *counters = map_lookup(map, &id);
+
+	if (counters) {
+		counters->packets++;
+		counters->bytes += length;
+	}
+}
+
+INLINE int send(struct xdp_md *ctx, struct server *server, u32 id, u32 service,
+		const struct packet *packet, int version)
+{
+	add(&server_counters, id, packet->length);
+	add(&service_counters, service, packet->length);
+	return forward(ctx, server, packet, version);
+}
+
+/* A packet of a known connection. */
+INLINE int known(struct xdp_md *ctx, struct connection *connection, u32 number,
+		 const struct packet *packet, const struct place *place, u16 service, int version)
+{
+	union binding binding = { .word = once(connection->binding.word) };
+	u32 id = binding.entry.server, now = seen_now();
+	u8 next = binding.entry.state;
+	struct server *server = map_lookup(&servers, &id);
+	int reason;
+
+	if (!server || server->kind == SERVER_NONE)
+		goto hand_over;
+	if (server->kind == SERVER_PASS)
+		return pass(REASON_SERVER);
+	if (packet->protocol == TCP) {
+		next = next_state(next, packet->flags);
+		if (next == ASK || (packet->flags & SYN && server->flags & SERVER_ASK_SYN))
+			goto hand_over;
+	}
+	/* Only now: a client that begins anew gets another server. */
+	if (!(server->flags & SERVER_AVAILABLE))
+		return drop(REASON_REMOVED);
+	reason = refused(server, packet);
+	if (reason >= 0)
+		return pass(reason);
+	if (unlikely(next != binding.entry.state)) {
+		struct record record = describe(packet, place, service, version);
+
+		record.kind = RECORD_STATE;
+		record.slot = number;
+		record.server = id;
+		record.state = next;
+		record.old_state = binding.entry.state;
+		if (!tell(&record))
+			return drop(REASON_LOST);
+		count(REASON_STATE);
+		/* Unless Python has given the slot to another connection meanwhile. */
+		union binding changed = binding;
+
+		changed.entry.state = next;
+		__sync_val_compare_and_swap(&connection->binding.word, binding.word, changed.word);
+	}
+	/* A write costs the cache line's way back to memory. */
+	if (once(connection->seen) != now)
+		once(connection->seen) = now;
+	return send(ctx, server, id, service, packet, version);
+
+hand_over:;
+	struct record record = describe(packet, place, service, version);
+
+	record.slot = number;
+	record.server = id;
+	record.state = record.old_state = binding.entry.state;
+	return ask(ctx, &record, packet);
+}
+
+/* A packet of no known connection. */
+INLINE int unknown(struct xdp_md *ctx, const struct packet *packet, const struct place *place,
+		   const struct service *service, int version)
+{
+	struct record record;
+	struct server *server = 0;
+	u32 id = 0;
+
+	if (packet->protocol == TCP &&
+	    (packet->flags & RST || !(packet->flags & SYN || service->flags & SERVICE_SLOPPY_TCP)))
+		return pass(REASON_NOT_OPENING);
+	/* Data connections of FTP, which servers open: Linux ip_vs_core.c, ip_vs_schedule. */
+	if (packet->port_be == be16(20))
+		return pass(REASON_NOT_OPENING);
+	record = describe(packet, place, service->id, version);
+	if (service->ring == RING_NONE)
+		return ask(ctx, &record, packet);
+	if (packet->ttl <= 1)
+		return pass(REASON_TTL);
+	id = choose(service, packet);
+	server = map_lookup(&servers, &id);
+	if (!id || !server || !(server->flags & SERVER_AVAILABLE) ||
+	    (server->kind != SERVER_TUNNEL4 && server->kind != SERVER_TUNNEL6) ||
+	    refused(server, packet) >= 0)
+		return ask(ctx, &record, packet);
+
+	union binding binding = { .entry = { .server = id, .flags = SLOT_PLACED } };
+
+	if (packet->protocol == TCP)
+		binding.entry.state = next_state(NO, packet->flags);
+	struct connection connection = { binding, record.seen };
+	/* Room for the record comes first: what Python does not hear of must not be. */
+	struct record *told = ringbuf_reserve(&misses, sizeof(*told), 0);
+
+	if (!told)
+		return drop(REASON_LOST);
+	u32 number = version == 4 ? insert4(place, &connection) : insert6(place, &connection);
+
+	if (number == NO_SLOT) {
+		ringbuf_discard(told, 0);
+		record.flags = RECORD_FULL;
+		return ask(ctx, &record, packet);
+	}
+	record.kind = RECORD_PLACED;
+	record.slot = number;
+	record.server = id;
+	record.state = binding.entry.state;
+	*told = record;
+	ringbuf_submit(told, 0);
+	count(REASON_PLACED);
+	return send(ctx, server, id, service->id, packet, version);
+}
+
+INLINE int direct(struct xdp_md *ctx, int version)
+{
+	void *start = (void *)(long)ctx->data + sizeof(struct ethernet);
+	void *end = (void *)(long)ctx->data_end;
+	struct packet packet;
+	struct service_key to;
+	int reason = version == 4 ? parse4(&packet, &to, start, end) :
+				    parse6(&packet, &to, start, end);
+
+	if (reason >= 0)
+		return pass(reason);
+	struct service *service = map_lookup(&services, &to);
+
+	if (!service)
+		return pass(REASON_NOT_OURS);
+	struct place place = version == 4 ? place4(&packet, service->id) :
+					    place6(&packet, service->id);
+	u32 number = NO_SLOT;
+	struct connection *connection = version == 4 ? find4(&place, &number) :
+						       find6(&place, &number);
+
+	if (likely(connection))
+		return known(ctx, connection, number, &packet, &place, service->id, version);
+	return unknown(ctx, &packet, &place, service, version);
+}
+
+/* The whole program. */
+INLINE int balance(struct xdp_md *ctx)
+{
+	struct ethernet *ethernet = (void *)(long)ctx->data;
+
+	if ((void *)(ethernet + 1) > (void *)(long)ctx->data_end)
+		return pass(REASON_NOT_IP);
+	if (ethernet->type_be == be16(ETHERTYPE_IPV4))
+		return direct(ctx, 4);
+	if (ethernet->type_be == be16(ETHERTYPE_IPV6))
+		return direct(ctx, 6);
+	return pass(REASON_NOT_IP);
+}
+
+#endif

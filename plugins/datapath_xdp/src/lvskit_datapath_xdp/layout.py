@@ -1,0 +1,297 @@
+"""The maps of the program in the kernel, byte by byte: what `bpf/layout.h` says, in Python.
+
+Everything is little-endian, as the program is; addresses and ports are as packets have them, in
+network order. A test compares sizes and offsets with those that the compiler wrote down.
+
+Maps (name: kind, key → value):
+
+- ``services``: HASH, `SERVICE_KEY` → `SERVICE`. Traffic to anything else is passed on (XDP_PASS).
+- ``servers``: ARRAY in memory (`Map.mmap`), server id → `SERVER`; ids begin at 1, 0 is no server.
+- ``connections4``, ``connections6``: ARRAY in memory, bucket → `SLOTS_PER_BUCKET` slots, `SLOT4` or
+  `SLOT6`. A slot's number is bucket * SLOTS_PER_BUCKET + place; so slot n begins at n * its size.
+- ``rings``: ARRAY of maps, service id → ARRAY of one `RING`.
+- ``misses``: ring buffer of `RECORD`, the packet behind it.
+- ``server_counters``, ``service_counters``: PERCPU_ARRAY, id → `COUNTERS`; packets of known and
+  placed connections that the program forwarded, with the IP lengths that they came with.
+- ``reasons``: PERCPU_ARRAY of one element, a u64 by `Reason`.
+
+Constants of the program (`BpfObject.rodata`), to set before the load: ``hash_seed`` and
+``hash_multiplier`` (u64, random; the latter odd), ``mask4`` and ``mask6`` (u32; numbers of buckets,
+powers of two, less 1), ``clock_shift`` (u32; see `clock_shift`).
+"""
+
+from __future__ import annotations
+
+import time
+from enum import IntEnum, IntFlag
+from math import log2
+from struct import Struct
+from typing import Final
+
+# --- services ---
+
+SERVICE_KEY: Final = Struct("<16s2sBB")
+"""Virtual address (IPv4 in the first 4 bytes, the rest 0), port, protocol, IP version.
+
+Services of port 0, of firewall marks, one-packet services, and those under secure_tcp are not
+entered: their packets go the portable way."""
+SERVICE: Final = Struct("<HBB")
+"""Service id (from 1), `ServiceFlag`, `RingKind`."""
+
+
+class ServiceFlag(IntFlag):
+    """What a service's packets are treated by."""
+
+    SLOPPY_TCP = 1
+    """A packet without SYN may open a connection (the setting sloppy_tcp)."""
+    RING_PORT = 2
+    """The client's port counts for `RingKind.SH` and `RingKind.MH` (sh-port, mh-port)."""
+
+
+class RingKind(IntEnum):
+    """How a new connection's place in its service's ring is found."""
+
+    NONE = 0
+    """By nobody here: Python decides."""
+    ROUND = 1
+    """By the ring's cursor: one place on for each connection."""
+    SH = 2
+    """By the hash of ip_vs_sh: 256 places."""
+    MH = 3
+    """By the hash of ip_vs_mh: as many places as the ring has."""
+
+
+RING_CAPACITY: Final = 8192
+RING: Final = Struct(f"<II{RING_CAPACITY}H")
+"""Cursor (place of the next connection, modulo the size), size, server ids; 0 = ask Python."""
+RING_HEAD: Final = Struct("<II")
+
+# --- servers ---
+
+
+class ServerKind(IntEnum):
+    """What is done with the packets of a server's connections."""
+
+    NONE = 0
+    """Python is asked, by a record."""
+    TUNNEL4 = 1
+    """IPIP in IPv4."""
+    TUNNEL6 = 2
+    """IPIP in IPv6."""
+    PASS = 3
+    """The portable path, XDP_PASS; neither state nor counters are touched."""
+
+
+class ServerFlag(IntFlag):
+    """What else there is to know of a server."""
+
+    AVAILABLE = 1
+    """Else its packets are dropped and counted, and do not prolong their connections, as the
+    kernel does it for a removed server (without expire_nodest_conn)."""
+    PMTU_DISC = 2
+    """DF is copied to the outer header."""
+    ASK_SYN = 4
+    """Python is asked about a SYN to a known connection (weight 0 under expire_nodest_conn)."""
+
+
+SERVER: Final = Struct("<BBHI14sH40s")
+"""`ServerKind`, `ServerFlag`, the most bytes of an inner packet (0 = none passes), interface to
+send from, Ethernet header, sum of the outer header (`partial_checksum`), outer header."""
+SERVER_SIZE: Final = 128
+SERVER_IDENTIFICATION: Final = 64
+"""Where the program counts the identifications of outer IPv4 headers (u32); never written here."""
+
+
+def server(
+    source: bytes,
+    target: bytes,
+    ethernet: bytes,
+    ifindex: int,
+    mtu: int,
+    flags: ServerFlag = ServerFlag.AVAILABLE | ServerFlag.PMTU_DISC,
+) -> bytes:
+    """Return a tunnel's `SERVER`.
+
+    Args:
+        source, target: addresses of the outer header, both of 4 bytes or both of 16.
+        ethernet: destination's and source's hardware address; 12 bytes.
+        ifindex: where to send; the interface that a packet came by sends it back (XDP_TX).
+        mtu: of the route; what the tunnel takes of it is subtracted here.
+        flags: what else there is to know.
+    """
+    if len(target) == 4:
+        kind, ethertype, floor = ServerKind.TUNNEL4, b"\x08\x00", 68
+        outer = b"\x45" + bytes(11) + source + target
+    else:
+        kind, ethertype, floor = ServerKind.TUNNEL6, b"\x86\xdd", 1280
+        outer = b"\x60" + bytes(7) + source + target
+    inner = min(mtu, 0xFFFF) - len(outer)
+    # ip_vs_xmit.c, __ip_vs_get_out_rt: below this no packet is sent, whatever its size.
+    inner = inner if inner >= floor else 0
+    checksum = partial_checksum(outer) if kind is ServerKind.TUNNEL4 else 0
+    return SERVER.pack(kind, flags, inner, ifindex, ethernet + ethertype, checksum, outer)
+
+
+def partial_checksum(header: bytes) -> int:
+    """Return the sum of a header's words, the lower byte first, folded to 16 bits."""
+    total = sum(int.from_bytes(header[at : at + 2], "little") for at in range(0, len(header), 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+# --- connections ---
+
+SLOTS_PER_BUCKET: Final = 4
+SLOT4: Final = Struct("<4s2sHHBBI")
+"""Client's address and port, service id, server id, state, `SlotFlag`, last seen (`seen_origin`).
+
+The first 8 bytes are the key: 0 = free, `BUSY` = being written. Who inserts writes BUSY, then what
+follows the key, then the key. Either bucket will do; the program takes the first of the two, unless
+two or more of its slots are taken and the other has fewer taken."""
+SLOT6: Final = Struct("<16s2sHHBBI4x")
+"""The same with 16 bytes of address. The key that is 0, or `BUSY`, is the 4 bytes behind it."""
+SLOT6_KEY: Final = 16
+BUSY: Final = 1
+"""A key of service id 0, which no service has."""
+
+
+class SlotFlag(IntFlag):
+    """What else there is to know of a connection."""
+
+    PLACED = 1
+    """The program placed it."""
+
+
+GOLDEN: Final = 0x9E3779B97F4A7C15
+_MASK: Final = 0xFFFFFFFFFFFFFFFF
+
+
+def hash4(client: int, seed: int, multiplier: int) -> int:
+    """Return the hash of the first 8 bytes of a `SLOT4`, read as a little-endian number.
+
+    A bucket is `hash >> 32 & mask4`, the other `hash & mask4`. A connection is in one of them.
+    """
+    mixed = (client ^ seed) * multiplier & _MASK
+    mixed = (mixed ^ mixed >> 32) * GOLDEN & _MASK
+    return mixed ^ mixed >> 32
+
+
+def hash6(high: int, low: int, client: int, seed: int, multiplier: int) -> int:
+    """Return the same for a `SLOT6`: two u64 of the address, and the u32 behind them."""
+    mixed = (high ^ seed) * multiplier & _MASK
+    mixed = (mixed ^ mixed >> 32 ^ low) * multiplier & _MASK
+    return hash4(mixed ^ mixed >> 32 ^ client, seed, multiplier)
+
+
+# --- time ---
+
+_WRAP: Final = 1 << 32
+_CLOCK_MONOTONIC_COARSE: Final = 6  # Linux include/uapi/linux/time.h
+
+
+def clock_shift() -> int:
+    """Return the constant of that name: ticks are shifted by it for a unit near 0.25 s."""
+    return round(log2(ticks_per_second() / 4))
+
+
+def seen_origin(ticks: int, now: float) -> float:
+    """Return when, in monotonic seconds, a connection's `last seen` would have been 0.
+
+    It was seen between `origin + seen * unit` and a unit later, where a unit is
+    `(1 << clock_shift()) / ticks_per_second()` seconds. The clock stands still where the monotonic
+    one does, and does not overflow.
+
+    Args:
+        ticks: what a test run of the program ``lvskit_clock`` gave as its verdict.
+        now: the monotonic time of that.
+    """
+    rate = ticks_per_second()
+    # Linux include/linux/jiffies.h, INITIAL_JIFFIES: the lower half overflows five minutes after
+    # the start. The test run gives that half, and the upper one can only be what is nearest.
+    guess = _WRAP - 300 * rate + now * rate
+    return now - (ticks + round((guess - ticks) / _WRAP) * _WRAP) / rate
+
+
+def ticks_per_second() -> int:
+    """Return how often the kernel's clock ticks (CONFIG_HZ)."""
+    # The resolution of a coarse clock is a tick: Linux kernel/time/posix-timers.c.
+    return round(1 / time.clock_getres(_CLOCK_MONOTONIC_COARSE))
+
+
+# --- records ---
+
+
+class RecordKind(IntEnum):
+    """What the program tells of."""
+
+    MISS = 1
+    """A packet that may open or change a connection in a way that Python decides on: it is behind
+    the record, from its IP header on, and Python alone has it now."""
+    PLACED = 2
+    """The program placed and forwarded a new connection; `slot`, `server` and `state` say how."""
+    STATE = 3
+    """A packet changed a connection's state from `old_state` to `state`, and was forwarded."""
+
+
+class RecordFlag(IntFlag):
+    """What else there is to know of a record."""
+
+    FULL = 1
+    """The ring's connection found both buckets full, so it is Python's."""
+
+
+RECORD: Final = Struct("<4BHHIIII2sBBHH16s")
+"""`RecordKind`, IP version, TCP flags, new state; service, server; slot; time in units of
+`clock_shift`; both buckets; client's port, protocol, old state; length of the packet behind it,
+`RecordFlag`; client's address (IPv4 in the first 4 bytes, the rest 0).
+
+The slot is `NO_SLOT` unless the connection is known: a MISS of a known one is a SYN that may begin
+another, or its server is `ServerKind.NONE`."""
+NO_SLOT: Final = 0xFFFFFFFF
+SHORT_PACKET: Final = 80
+"""Room for a packet in most records, in bytes."""
+LONG_PACKET: Final = 2000
+"""Room in the others; what is longer goes the portable way."""
+
+# --- counters ---
+
+COUNTERS: Final = Struct("<QQ")
+"""Packets and bytes."""
+
+
+class Reason(IntEnum):
+    """What became of packets other than to be forwarded: an index of ``reasons``."""
+
+    MISS = 0
+    """A record of it went to Python."""
+    PLACED = 1
+    """It opened a connection here, and was forwarded."""
+    STATE = 2
+    """It changed a connection's state, and was forwarded."""
+    LOST = 3
+    """Dropped, for the ring buffer had no room for the record of it."""
+    REMOVED = 4
+    """Dropped, for its connection's server is not available."""
+    NOT_IP = 5
+    """Passed, as all that follow: neither IPv4 nor IPv6, or with a VLAN tag."""
+    OPTIONS = 6
+    """IPv4 options."""
+    FRAGMENT = 7
+    """Part of an IPv4 packet."""
+    PROTOCOL = 8
+    """Neither TCP nor UDP: ICMP, IPv6 extension headers, and all others."""
+    MALFORMED = 9
+    """A header is cut short, or claims more than there is."""
+    NOT_OURS = 10
+    """To no service that is known here."""
+    NOT_OPENING = 11
+    """Of no known connection, and opens none."""
+    SERVER = 12
+    """To a server of `ServerKind.PASS`."""
+    TTL = 13
+    """It would expire on the way, which earns an ICMP error."""
+    TOO_BIG = 14
+    """Longer than the tunnel takes, or than a record has room for."""
+    FAULT = 15
+    """The kernel refused room for the outer header."""

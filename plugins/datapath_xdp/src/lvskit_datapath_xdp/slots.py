@@ -1,0 +1,236 @@
+"""The slots of known connections in the program's memory: who has which, and how to write them.
+
+The program reads a slot while it is written here, so a slot is claimed with `BUSY`, its value is
+written, and then its key: no packet ever meets a new key with an old value. Python writes plain
+words: where the program claims the same slot in the same moment, which needs a ring's connection
+in the same bucket within 0.1 µs, one of the two loses its slot, and gets another with its next
+record.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol
+
+from lvskit_datapath_xdp import layout
+from lvskit_datapath_xdp.loader import Map
+
+NO_PLACE: Final = -1
+_BUCKET: Final = layout.SLOTS_PER_BUCKET
+
+Known = Any
+"""A connection of the director, as the core has it."""
+
+
+class Seed(Protocol):
+    """What the program's hashes depend on."""
+
+    @property
+    def seed(self) -> int:
+        """The constant ``hash_seed``."""
+
+    @property
+    def multiplier(self) -> int:
+        """The constant ``hash_multiplier``."""
+
+
+class Slots:
+    """The slots of one IP version.
+
+    Args:
+        map_: ``connections4`` or ``connections6``.
+        seed: as the program has it.
+
+    Attributes:
+        owners: connections by the number of their slot; numbers: the other way.
+        unplaced: connections that found no place, since the start.
+    """
+
+    _state: int  # where a slot has it, in bytes
+    _size: int
+
+    def __init__(self, map_: Map, seed: Seed) -> None:
+        self._memory = map_.mmap().cast("B")
+        self._mask = map_.spec.max_entries - 1
+        self._seed = seed
+        # How many slots of each bucket are taken, as far as is known here.
+        self._taken = bytearray(map_.spec.max_entries)
+        self.owners: dict[int, Known] = {}
+        self.numbers: dict[Known, int] = {}
+        self.unplaced = 0
+
+    def key(self, address: bytes, port: bytes, service: int) -> Any:
+        """Return what `insert` and others take: whose connection it is.
+
+        Args:
+            address: the client's; for IPv4 the first 4 bytes count.
+            port: the client's, as packets have it.
+            service: its id.
+        """
+        raise NotImplementedError
+
+    def insert(self, one: int, other: int, key: Any, binding: int, seen: int) -> int:
+        """Write a slot into one of two buckets; return its number, `NO_PLACE` where both are full.
+
+        Args:
+            one, other: the buckets.
+            key: of the connection.
+            binding: server id, state and flags, read as one number.
+            seen: the time of its last packet.
+        """
+        raise NotImplementedError
+
+    def buckets(self, key: Any) -> tuple[int, int]:
+        """Return the two buckets that a connection may be in."""
+        mixed = self._hash(key)
+        return mixed >> 32 & self._mask, mixed & self._mask
+
+    def _hash(self, key: Any) -> int:
+        raise NotImplementedError
+
+    def own(self, number: int, connection: Known) -> None:
+        """Note whose a slot is."""
+        self.owners[number] = connection
+        self.numbers[connection] = number
+
+    def placed(self, number: int, connection: Known) -> None:
+        """Note whose a slot is that the program has written."""
+        self._taken[number // _BUCKET] = min(self._taken[number // _BUCKET] + 1, _BUCKET)
+        self.own(number, connection)
+
+    def holds(self, number: int, key: Any) -> bool:
+        """Whether a slot is that of a connection, and not of one that the program put there."""
+        raise NotImplementedError
+
+    def forget(self, connection: Known) -> None:
+        """Note that a connection has lost its slot."""
+        del self.owners[self.numbers.pop(connection)]
+
+    def release(self, connection: Known) -> None:
+        """Free the slot of a connection, if it has one."""
+        number = self.numbers.pop(connection, None)
+        if number is not None:
+            del self.owners[number]
+            self.clear(number)
+            self._taken[number // _BUCKET] -= 1
+
+    def clear(self, number: int) -> None:
+        """Free a slot in the program's memory."""
+        raise NotImplementedError
+
+    def state(self, number: int) -> int:
+        """Return the state that the program has moved a connection to."""
+        return self._memory[number * self._size + self._state]
+
+    def set_state(self, number: int, state: int) -> None:
+        """Let the program go on from another state."""
+        self._memory[number * self._size + self._state] = state
+
+    def seen(self, number: int) -> int:
+        """Return when the program saw a packet last, in its units."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._memory.release()
+
+
+class Slots4(Slots):
+    """IPv4: two words of 64 bits, the key and the value."""
+
+    _state, _size = 10, layout.SLOT4.size
+
+    def __init__(self, map_: Map, seed: Seed) -> None:
+        super().__init__(map_, seed)
+        self._words = self._memory.cast("Q")
+
+    def key(self, address: bytes, port: bytes, service: int) -> int:
+        """Return the key as one number."""
+        return int.from_bytes(address[:4] + port, "little") | service << 48
+
+    def insert(self, one: int, other: int, key: int, binding: int, seen: int) -> int:
+        """Write a slot."""
+        words, taken = self._words, self._taken
+        for bucket in (one, other) if taken[one] <= taken[other] else (other, one):
+            first = bucket * 8
+            for at in (first, first + 2, first + 4, first + 6):
+                if not words[at]:
+                    words[at] = layout.BUSY
+                    words[at + 1] = binding | seen << 32
+                    words[at] = key
+                    taken[bucket] += 1
+                    return at >> 1
+        self.unplaced += 1
+        return NO_PLACE
+
+    def _hash(self, key: int) -> int:
+        return layout.hash4(key, self._seed.seed, self._seed.multiplier)
+
+    def clear(self, number: int) -> None:
+        """Free a slot in the program's memory."""
+        self._words[number * 2] = 0
+
+    def holds(self, number: int, key: int) -> bool:
+        """Whether a slot is that of a connection."""
+        return self._words[number * 2] == key
+
+    def seen(self, number: int) -> int:
+        """Return when the program saw a packet last, in its units."""
+        return self._words[number * 2 + 1] >> 32
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._words.release()
+        super().close()
+
+
+class Slots6(Slots):
+    """IPv6: eight words of 32 bits: four of address, the key, the binding, the time, nothing."""
+
+    _state, _size = 22, layout.SLOT6.size
+
+    def __init__(self, map_: Map, seed: Seed) -> None:
+        super().__init__(map_, seed)
+        self._words = self._memory.cast("I")
+
+    def key(self, address: bytes, port: bytes, service: int) -> tuple[bytes, int]:
+        """Return the address, and the rest as one number."""
+        return address, int.from_bytes(port, "little") | service << 16
+
+    def insert(self, one: int, other: int, key: tuple[bytes, int], binding: int, seen: int) -> int:
+        """Write a slot."""
+        words, taken = self._words, self._taken
+        for bucket in (one, other) if taken[one] <= taken[other] else (other, one):
+            for number in range(bucket * _BUCKET, (bucket + 1) * _BUCKET):
+                at = number * 8
+                if not words[at + 4]:
+                    words[at + 4] = layout.BUSY
+                    self._memory[number * 32 : number * 32 + 16] = key[0]
+                    words[at + 5], words[at + 6] = binding, seen
+                    words[at + 4] = key[1]
+                    taken[bucket] += 1
+                    return number
+        self.unplaced += 1
+        return NO_PLACE
+
+    def _hash(self, key: tuple[bytes, int]) -> int:
+        address, client = key
+        high, low = int.from_bytes(address[:8], "little"), int.from_bytes(address[8:], "little")
+        return layout.hash6(high, low, client, self._seed.seed, self._seed.multiplier)
+
+    def clear(self, number: int) -> None:
+        """Free a slot in the program's memory."""
+        self._words[number * 8 + 4] = 0
+
+    def holds(self, number: int, key: tuple[bytes, int]) -> bool:
+        """Whether a slot is that of a connection."""
+        start = number * self._size
+        return self._words[number * 8 + 4] == key[1] and self._memory[start : start + 16] == key[0]
+
+    def seen(self, number: int) -> int:
+        """Return when the program saw a packet last, in its units."""
+        return self._words[number * 8 + 6]
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._words.release()
+        super().close()
