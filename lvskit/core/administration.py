@@ -156,17 +156,15 @@ class Administration:
         base = merged(Settings(), self.defaults)
         if only is None:
             self.rules = Rules(base, free)
+        servers = [server for service in self.services for server in service.servers]
+        before = [(each, each.pmtu_disc) for each in (*servers, *self.services.trash)]
         for service in self.services if only is None else (only,):
             own = service.overrides
-            before, rules = service.rules, Rules(merged(base, own), free) if own else self.rules
-            service.rule(rules)
-            if rules.settings.pmtu_disc != before.settings.pmtu_disc:
-                for server in service.servers:
-                    self._rebind(server)
+            service.rule(Rules(merged(base, own), free) if own else self.rules)
         for server in self.services.trash:
-            before = server.rules
             server.rules = (self.services.by_key.get(server.service.key) or self).rules
-            if server.rules.settings.pmtu_disc != before.settings.pmtu_disc:
+        for server, told in before:
+            if server.pmtu_disc != told:
                 self._rebind(server)
 
     def tick(self, now: float) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from lvskit.checksums import checksum
-from lvskit.datapath.extensions import FRAGMENT, unfragmentable
+from lvskit.datapath.extensions import FRAGMENT, behind_options
 from lvskit.types import Reassembled
 
 _MORE = 0x20
@@ -127,7 +127,7 @@ def fragment_v6(
     >>> [len(part) for part in fragment_v6(whole, 80, 1)]
     [80, 80]
     """
-    named, size = unfragmentable(packet)
+    named, size = behind_options(packet, repeated=True)
     head, payload = bytearray(packet[:size]), packet[size:]
     head[named] = FRAGMENT
     parts = []

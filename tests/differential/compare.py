@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lvskit import checksum
+from lvskit.datapath.extensions import FRAGMENT, behind_options
 from lvskit.plugins import Plugins
 from lvskit.testing.kernel_timers import SETUP_S, duration_s
 from lvskit.testing.vectors import run_scenario
@@ -48,7 +49,6 @@ _CLOCK_ERROR_S = 1.5e-4
 _BOOT_S = 0.0005
 """Until the kernel that is asked gets to its first scenario."""
 _TUNNELS = frozenset({4, 41, 47})
-_EXTENSIONS, _FRAGMENT = frozenset({0, 43, 60}), 44
 
 
 # --- the kernel ---
@@ -118,10 +118,8 @@ def without_chance(packet: bytes) -> bytes:
 
 def _ipv6(packet: bytes) -> bytes:
     changed = bytearray(packet)
-    named, at = 6, 40  # where the next header is named, and where it is
-    while packet[named] in _EXTENSIONS and at + 8 <= len(packet):
-        named, at = at, at + (packet[at + 1] + 1) * 8
-    if packet[named] == _FRAGMENT and at + 8 <= len(packet):
+    named, at = behind_options(packet)
+    if packet[named] == FRAGMENT and at + 8 <= len(packet):
         changed[at + 4 : at + 8] = bytes(4)
         first = not (packet[at + 2] or packet[at + 3] & 0xF8)
         if first and packet[8:24] in _OWN and packet[at] == 17 and _gue(packet[at + 8 :]):

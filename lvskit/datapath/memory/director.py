@@ -7,12 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lvskit.core.director import Director
-from lvskit.core.icmp import read_error
 from lvskit.core.packet import Parsed, parse
 from lvskit.datapath.memory import stack
 from lvskit.datapath.memory.network import Host, Network
 from lvskit.datapath.memory.server import Services
-from lvskit.types import ICMP, Deliver, NotOurs, Reason, Reply, Transmit
+from lvskit.types import Deliver, NotOurs, Reason, Reply, Transmit
 
 IPIP, GRE = 4, 47
 _TUNNEL_ERROR = Reason.TUNNEL_ERROR
@@ -75,23 +74,15 @@ class DirectorHost(Host):
             self.transmit(verdict.packet)
         elif isinstance(verdict, Deliver | NotOurs):
             self.answer(getattr(verdict, "packet", b"") or packet)
-        heeded = getattr(verdict, "reason", 0) is _TUNNEL_ERROR or (
-            isinstance(verdict, NotOurs) and self._about_own_tunnel(packet)
-        )
-        if heeded and self.learn(packet):
+        # Linux net/ipv4/ip_gre.c (gre_err) heeds an error about GRE at all times, ipip.c where the
+        # host unpacks IP in IP.
+        if getattr(verdict, "reason", 0) is _TUNNEL_ERROR:
+            learnt = self.learn(packet)
+        else:
+            tunnels = (GRE, IPIP) if self.unpacks else (GRE,)
+            learnt = isinstance(verdict, NotOurs) and self.learn(packet, tunnels)
+        if learnt:
             self.director.routes_changed()
-
-    def _about_own_tunnel(self, packet: bytes) -> bool:
-        """Whether a message quotes a tunnel packet that the host's stack knows what to do with.
-
-        Linux net/ipv4/ip_gre.c (gre_err) heeds an error about GRE at all times, ipip.c where the
-        host unpacks IP in IP.
-        """
-        parsed = parse(packet)
-        error = None if parsed is None or parsed.protocol != ICMP else read_error(packet, parsed)
-        if error is None:
-            return False
-        return error.quoted_protocol == GRE or (self.unpacks and error.quoted_protocol == IPIP)
 
     def forward(self, packet: bytes) -> None:
         """Send a packet for somebody else on its way; it may be a server's answer to a client."""

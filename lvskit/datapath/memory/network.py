@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from itertools import count
 
 from lvskit.core.icmp import Refusal, answer_v4, read_error, refuse
@@ -203,13 +203,20 @@ class Host:
             if first[0] >> 4 == 4 and self.owns(first[16:20]):
                 self.send(answer_v4(first, _REASSEMBLY_TIME_EXCEEDED, 0))
 
-    def learn(self, packet: bytes) -> bool:
-        """Take over the path MTU that an ICMP error tells (RFC 1191); True where it is news."""
+    def learn(self, packet: bytes, about: Container[int] | None = None) -> bool:
+        """Take over the path MTU that an ICMP error tells (RFC 1191); True where it is news.
+
+        Args:
+            packet: what may be an ICMP error.
+            about: heed only those about packets of these protocols; None = of any.
+        """
         parsed = parse(packet)
         error = None if parsed is None or parsed.protocol != ICMP else read_error(packet, parsed)
         if error is None or not error.intact or len(error.quote) < 20:
             return False
         if error.kind != Refusal.TOO_BIG.value[0]:
+            return False
+        if about is not None and error.quoted_protocol not in about:
             return False
         target, told = error.quote[16:20], max(error.rest & 0xFFFF, _LEAST_PATH_MTU)
         if not self.owns(error.quote[12:16]) or told >= self.paths.get(target, self.mtu):

@@ -150,7 +150,7 @@ class Bridge:
         _, version, flags, _, number, server_number, slot, *_, port, _, _, _, _, address = record
         slots = self._slots[version]
         service = self._services.by_id.get(number)
-        server = self._servers.by_number(server_number)
+        server = self._servers.by_number.get(server_number)
         if service is None or server is None or server.service is not service:
             slots.clear(slot)
             return
@@ -170,7 +170,7 @@ class Bridge:
             return
         # There was no room, or the director had it already, without a slot.
         slots.clear(slot)
-        entry = self._servers.get(connection.server) if connection is not None else None
+        entry = self._servers.entries.get(connection.server) if connection is not None else None
         if connection is not None and entry is not None and connection.transmit == entry.way:
             self._place(connection, entry, record)
 
@@ -217,7 +217,7 @@ class Bridge:
         """Give slots to the connections that the director has from before."""
         for table in (self._director.table.tcp, self._director.table.udp):
             for connection in table.values():
-                entry = self._servers.get(connection.server)
+                entry = self._servers.entries.get(connection.server)
                 service = self._services.ids.get(connection.server.service.key)
                 if entry is None or service is None:
                     continue

@@ -53,7 +53,7 @@ class Servers:
         leaves_by: whether the program can send by an interface.
 
     Attributes:
-        entries: what the program knows, by server.
+        entries: what the program knows, by server; by_number: the servers by their ids.
     """
 
     def __init__(
@@ -68,19 +68,9 @@ class Servers:
         self._counters = counters
         self._hops, self._leaves_by = hops, leaves_by
         self.entries: dict[Any, Entry] = {}
+        self.by_number: dict[int, Any] = {}
         self._free: list[int] = []
         self._next = 1
-
-    def get(self, server: Any) -> Entry | None:
-        """Return what the program knows of a server."""
-        return self.entries.get(server)
-
-    def by_number(self, number: int) -> Any:
-        """Return the director's server of an id, None where there is none."""
-        for entry in self.entries.values():
-            if entry.number == number:
-                return entry.server
-        return None
 
     def update(self, present: Iterable[Any], removed: Iterable[Any]) -> list[Any]:
         """Write what has changed.
@@ -102,13 +92,16 @@ class Servers:
                 if number is None:
                     continue  # so its connections go the portable way
                 entry = self.entries[server] = Entry(number, server, server.transmit)
+                self.by_number[number] = server
                 entry.packets, entry.octets = self._read(number)
             elif entry.way != server.transmit:
                 entry.way = server.transmit
                 changed.append(server)
             self._write(entry)
         for server in [s for s in self.entries if s not in kept and not s.referenced]:
-            self._free.append(self.entries.pop(server).number)
+            number = self.entries.pop(server).number
+            del self.by_number[number]
+            self._free.append(number)
         return changed
 
     def _number(self) -> int | None:

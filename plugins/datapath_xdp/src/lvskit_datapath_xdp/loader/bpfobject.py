@@ -7,7 +7,6 @@ import struct
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 from lvskit_datapath_xdp.loader import btf as types
@@ -19,7 +18,7 @@ from lvskit_datapath_xdp.loader.link import Linker, functions
 from lvskit_datapath_xdp.loader.maps import Map
 from lvskit_datapath_xdp.loader.mapspec import MapFlags, MapSpec, MapType
 from lvskit_datapath_xdp.loader.program import Program
-from lvskit_datapath_xdp.loader.syscall import BpfError, Handle
+from lvskit_datapath_xdp.loader.syscall import BpfError, Closing, Handle
 from lvskit_datapath_xdp.loader.variables import Variables
 
 _DATA: Final = (".rodata", ".data", ".bss")
@@ -168,7 +167,7 @@ class BpfObject:
                 maps[name].update((relocation.offset - first) // 8, value)
 
 
-class Loaded:
+class Loaded(Closing):
     """An object's maps and programs in the kernel; a context manager that closes them.
 
     Attributes:
@@ -199,17 +198,6 @@ class Loaded:
         self._memory.clear()
         for handle in (*self.programs.values(), *self.maps.values()):
             handle.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _check_shape(map_: Map, spec: MapSpec) -> None:

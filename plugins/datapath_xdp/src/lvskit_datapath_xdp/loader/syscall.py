@@ -133,7 +133,26 @@ def open_pinned(path: str | os.PathLike[str]) -> int:
     return bpf(Command.OBJ_GET, attr, f"open what is pinned at {os.fspath(path)}", hints)
 
 
-class Handle:
+class Closing:
+    """Closed at the end of a ``with`` block."""
+
+    def close(self) -> None:
+        """Let go of what is held."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Handle(Closing):
     """Something of the kernel's, held by a file descriptor; a context manager that closes it."""
 
     def __init__(self, fd: int, name: str) -> None:
@@ -160,17 +179,6 @@ class Handle:
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} fd={self.fd}>"
