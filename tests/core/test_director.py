@@ -1191,10 +1191,15 @@ def test_an_edited_option_of_a_forwarder_is_for_all_its_connections() -> None:
         assert isinstance(verdict, Transmit)
         return verdict.packet
 
+    world.director.add_service(DNS, ServiceSettings(scheduler="rr"))
+    world.director.add_server(DNS, TWO, None, settings(colour="green"))
+    world.director.receive(packets.udp(CLIENT, 1, VIP, 53), 0.0)
+    (other,) = world.connections
     server = world.director.add_server(WEB, ONE, None, settings())
     assert colour("S", 1) == b"red"
     world.director.edit_server(WEB, ONE, None, settings(colour="blue"))
     assert (colour("A", 1), colour("S", 2)) == (b"blue", b"blue")
+    assert other.transmit == other.server.transmit
     bound = server.transmit
     world.director.edit_server(WEB, ONE, None, settings(colour="blue"))
     assert server.transmit == bound

@@ -93,6 +93,20 @@ def test_a_syn_on_ports_that_had_a_connection(letters: str, modes: str, mode: in
     assert sum(sum(loads(server)) for server in service.servers) == 1
 
 
+def test_in_a_full_table_the_connection_that_gives_way_makes_the_room() -> None:
+    """Nothing else is shed for the new one: not even a connection that is half open."""
+    world = World(size=2)
+    service = world.serve(WEB, ONE, TWO)
+    world.tcps("SAR")
+    world.tcp("S", cport=2000)
+    (other,) = world.director.table.half_open
+    assert target(world.tcp("S", now=1.0)) is not None
+    assert len(world.director.table) == 2
+    assert other in world.director.table.half_open
+    assert (world.director.table.shed, world.director.table.refused) == (0, 0)
+    assert sum(sum(loads(server)) for server in service.servers) == 2
+
+
 def test_other_packets_end_no_connection() -> None:
     world = World()
     world.serve(WEB, ONE, TWO)
