@@ -6,7 +6,6 @@ from importlib.metadata import version as _version
 
 from lvskit.checksums import checksum
 from lvskit.core.director import Director
-from lvskit.core.icmp import Refusal, refuse
 from lvskit.core.timers import Wheel
 from lvskit.errors import ConfigError, DatapathError, LvskitError, PluginError, UnknownPlugin
 from lvskit.hookspecs import hookimpl
@@ -24,6 +23,7 @@ from lvskit.interfaces import (
 )
 from lvskit.plugins import load_plugins
 from lvskit.records import DatapathSpec, ForwarderSpec, SchedulerSpec, Traits
+from lvskit.refusals import Refusal, refuse
 from lvskit.settings import ServerSettings, ServiceKey, ServiceSettings
 from lvskit.types import (
     DELIVER,

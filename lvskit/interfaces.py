@@ -135,8 +135,9 @@ class Scheduler(Protocol):
     def load_changed(self, server: RealServer) -> None:
         """Take note that the connections that a server has, or its overload, have changed.
 
-        Called for each such change of a server in the sequence; a scheduler that keeps the least
-        loaded in order needs it, others do not pay for it.
+        Called for each such change of a server in the sequence, a new connection being one, in the
+        state that its first packet leads to. A scheduler that keeps the least loaded in order needs
+        it; others do not pay for it.
         """
 
     def tick(self, now: float) -> None:
@@ -218,10 +219,10 @@ class ConnectionObserver(Protocol):
     """
 
     def opened(self, connection: Connection) -> None:
-        """The connection is in the table; its first packet is about to be forwarded."""
+        """The connection is in the table, in the state that its first packet has led to."""
 
     def state_changed(self, connection: Connection, old: str, new: str) -> None:
-        """The TCP state changed."""
+        """A later packet has changed the state."""
 
     def closed(self, connection: Connection, reason: str) -> None:
         """The connection has left the table.

@@ -21,7 +21,7 @@ PLUGIN_MODULES = sorted(CHECKOUT.glob("plugins/*/src/**/*.py"))
 # From the ground up. `lvskit` alone is the package itself, with the public names.
 FLOORS = [
     ["lvskit.types", "lvskit.errors", "lvskit.checksums"],
-    ["lvskit.interfaces", "lvskit.settings"],
+    ["lvskit.interfaces", "lvskit.refusals", "lvskit.estimator", "lvskit.settings"],
     ["lvskit.records"],
     ["lvskit.hookspecs"],
     ["lvskit.core"],

@@ -155,7 +155,6 @@ def test_the_connection_observer_hears_of_every_connection(capsys) -> None:
     director.expire(1000.0)
     assert heard == [
         ("opened", 1024, "10.0.1.1:80"),
-        ("NONE", "SYN_RECV"),
         ("SYN_RECV", "ESTABLISHED"),
         ("ESTABLISHED", "FIN_WAIT"),
         ("closed", "expired"),

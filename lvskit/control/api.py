@@ -36,8 +36,8 @@ from lvskit.control import tuning
 from lvskit.control.reconcile import reconcile
 from lvskit.core.director import Director
 from lvskit.core.service import RealServer, VirtualService
-from lvskit.core.stats import Estimator
 from lvskit.errors import ConfigError, RpcError
+from lvskit.estimator import Estimator
 from lvskit.plugins import Plugins
 from lvskit.settings import ServiceKey, ServiceSettings, endpoint, plain
 from lvskit.types import PROTOCOL_NAMES

@@ -11,8 +11,8 @@ from lvskit.core.connection import Connection, ConnectionTable
 from lvskit.core.rules import KERNEL, Rules
 from lvskit.core.service import RealServer, Transmitter, VirtualService, unreachable
 from lvskit.core.services import ServiceTable
-from lvskit.core.stats import Estimator
 from lvskit.errors import ConfigError, PluginError, ServerExists
+from lvskit.estimator import Estimator
 from lvskit.interfaces import Forwarder, Scheduler
 from lvskit.records import Registry, build_options
 from lvskit.settings import (

@@ -119,7 +119,7 @@ class ConnectionTable:
     """Connections and templates by key; bounded.
 
     Attributes:
-        size: the most entries it holds, templates included.
+        size: the most entries it holds, templates included; count: those that it does.
         tcp, udp, sctp: connections by key; `connections`: those by protocol.
         reverse: by protocol, those whose servers' answers are rewritten; the key is that of the
             server's packets, which two connections to two VIPs may share: newest first.
@@ -142,14 +142,14 @@ class ConnectionTable:
         }
         self.retired: set[Template] = set()  # invalid templates that wait for their end
         self.half_open: dict[Connection, None] = {}  # an ordered set: the oldest is shed first
-        self._count = 0
+        self.count = 0
         self.shed = 0
         self.refused = 0
         self.dropped_entries = 0
         self.dropped_packets = 0
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def __iter__(self) -> Iterator[Connection | Template]:
         """Iterate over a snapshot of everything in the table."""
@@ -159,7 +159,7 @@ class ConnectionTable:
 
     def add(self, connection: Connection) -> None:
         """Enter `connection` under its key."""
-        self._count += 1
+        self.count += 1
         self.connections[connection.protocol][connection.key] = connection
         if connection.reply is not None:
             reverse, key = self.reverse[connection.protocol], _answer_key(connection)
@@ -167,12 +167,12 @@ class ConnectionTable:
 
     def add_template(self, template: Template) -> None:
         """Enter `template` under its key."""
-        self._count += 1
+        self.count += 1
         self.templates[template.protocol][template.key] = template
 
     def remove_template(self, template: Template) -> None:
         """Take `template` out, retired or not."""
-        self._count -= 1
+        self.count -= 1
         if template in self.retired:
             self.retired.remove(template)
         else:
@@ -183,7 +183,7 @@ class ConnectionTable:
         table = self.connections[connection.protocol]
         if table.get(connection.key) is connection:
             del table[connection.key]
-            self._count -= 1
+            self.count -= 1
         if connection.reply is not None:
             reverse, key = self.reverse[connection.protocol], _answer_key(connection)
             rest = tuple(each for each in reverse.pop(key, ()) if each is not connection)

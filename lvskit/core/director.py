@@ -13,10 +13,17 @@ from lvskit.core import states
 from lvskit.core.connection import Connection
 from lvskit.core.packet import parse
 from lvskit.core.related import Related
-from lvskit.core.scheduling import MALFORMED, supersedes
-from lvskit.types import ICMP, ICMPV6, NOT_OURS, TCP, UDP, Drop, Reason, Verdict
+from lvskit.core.scheduling import FAULT, MALFORMED, supersedes
+from lvskit.core.service import VirtualService
+from lvskit.core.services import FTP_DATA
+from lvskit.errors import PluginError
+from lvskit.refusals import Refusal, refuse
+from lvskit.types import ICMP, ICMPV6, NOT_OURS, TCP, UDP, Drop, Flow, Reason, Verdict
 
 _WHOLE: Final = frozenset({b"\0\0", b"\x40\0"})  # flags and offset: no fragment, with or without DF
+_OPENING: Final = states.SYN | states.RST
+_make: Final = tuple.__new__  # makes a named tuple in a third of the time
+_FTP_DATA: Final = FTP_DATA.to_bytes(2, "big")
 _FRAGMENT: Final = Drop(Reason.FRAGMENT)
 _REMOVED: Final = Drop(Reason.SERVER_REMOVED)
 
@@ -64,6 +71,17 @@ class Director(Related):
             or not found.server.available
             or 4 not in self.services.versions
         ):
+            if (
+                found is None
+                and flags & _OPENING == states.SYN
+                and not mark
+                and packet[6:8] in _WHOLE
+                and len(packet) == packet[2] << 8 | packet[3] >= 40
+                and packet[20:22] != _FTP_DATA
+            ):
+                service = self.services.plain.get(packet[16:20] + packet[22:24])
+                if service is not None:
+                    return self.begin(service, packet, now)
             return self._receive_any(packet, now, mark)
         rules = found.server.rules
         if found.protocol == UDP:
@@ -78,6 +96,46 @@ class Director(Related):
         else:
             found.deadline = deadline
         return self._forward(found, packet)
+
+    def begin(self, service: VirtualService, packet: bytes, now: float) -> Verdict:
+        """Do what `receive` does for the first packet of most connections, in half the time.
+
+        Args:
+            service: whose packet it is.
+            packet: a whole TCP datagram of IPv4 without options, with SYN and without RST, from
+                another port than FTP's for data.
+            now: the time.
+        """
+        table, rules, key = self.table, service.rules, packet[12:24]
+        if (
+            key in table.tcp
+            or service.settings.persistence_s
+            or rules.drop_rate
+            or table.count >= table.size
+        ):
+            return self._receive_any(packet, now, 0)
+        self.expire(now)  # schedulers see the counts of this moment
+        flow = _make(Flow, (TCP, key[:4], key[8] << 8 | key[9], service.address, service.port))
+        try:
+            server = self._choose(service, flow, now)
+        except PluginError as err:
+            self._report(err)
+            return FAULT
+        if server is None:
+            return refuse(packet, Refusal.PORT_UNREACHABLE)
+        connection = Connection(TCP, key, server, server.port or service.port)
+        connection.state, timeout = rules.begun[connection.two_way]
+        connection.deadline = now + timeout
+        server.counters.conns += 1
+        server.activeconns += 1
+        if server.settings.upper:
+            server.take()
+        table.add(connection)
+        table.half_open[connection] = None
+        verdict = self._forward(connection, packet)
+        self._announce(service, connection)
+        self.wheel.schedule(connection)
+        return verdict
 
     def _receive_any(self, packet: bytes, now: float, mark: int) -> Verdict:
         """Do the same for any packet at all."""

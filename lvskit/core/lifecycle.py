@@ -15,9 +15,9 @@ from lvskit.core.connection import Connection, Template
 from lvskit.core.packet import Parsed
 from lvskit.core.rules import Rules
 from lvskit.core.service import RealServer, VirtualService
-from lvskit.core.stats import PERIOD_S
 from lvskit.core.timers import Wheel
 from lvskit.errors import PluginError
+from lvskit.estimator import PERIOD_S
 from lvskit.records import Registry
 from lvskit.types import TCP, UDP, Route
 
@@ -57,15 +57,12 @@ class Lifecycle(Administration):
         connection.deadline = now + FIRST_S
         server.inactconns += 1  # until its state says that it is active
         server.counters.conns += 1
-        server.take()
-        if service.load_changed is not None:
-            self._load_changed(server)
+        if server.settings.upper:
+            server.take()
         if self._superseded is not None:
             self._give_way(self._superseded)
         if not (service.settings.one_packet and parsed.protocol == UDP):
             self.table.add(connection)
-        if service.opened:
-            self._tell(service.opened, connection)
         return connection
 
     def _give_way(self, old: Connection) -> None:
@@ -73,8 +70,16 @@ class Lifecycle(Administration):
         self._superseded = None
         self._close(old, "rescheduled" if old.server.available else "server removed")
 
+    def _announce(self, service: VirtualService, connection: Connection) -> None:
+        """Tell of a new connection, in the state that its packet has led to."""
+        if service.load_changed is not None:
+            self._load_changed(connection.server)
+        if service.opened:
+            self._tell(service.opened, connection)
+
     def _settle(self, connection: Connection) -> None:
-        """File a new connection's end; a one-packet connection ends at once."""
+        """Tell of a new connection, and file its end; a one-packet connection ends at once."""
+        self._announce(connection.server.service, connection)
         if self.table.connections[connection.protocol].get(connection.key) is connection:
             self.wheel.schedule(connection)
         else:
@@ -85,7 +90,7 @@ class Lifecycle(Administration):
     def _make_room(self, wanted: int) -> bool:
         """Shed half-open connections, oldest first, until `wanted` entries fit; or say no."""
         table = self.table
-        while len(table) + wanted > table.size:
+        while table.count + wanted > table.size:
             if self._superseded is not None:
                 self._give_way(self._superseded)
             elif table.half_open:
@@ -107,7 +112,11 @@ class Lifecycle(Administration):
         transitions = client if inward else tables.output
         old, new = connection.state, transitions[connection.state][flags]
         connection.state = new
-        self._keep_until(connection, now + machine.timeouts[new])
+        deadline = now + machine.timeouts[new]
+        if deadline < connection.deadline:
+            self._keep_until(connection, deadline)
+        else:
+            connection.deadline = deadline
         if new == old:
             return
         active = new in tables.active
@@ -115,7 +124,8 @@ class Lifecycle(Administration):
             change = 1 if active else -1
             server.activeconns += change
             server.inactconns -= change
-            self._load_changed(server)
+            if connection.slot is not None:  # else it is new, and told of when all is done
+                self._load_changed(server)
         if new == tables.established and connection.template:
             connection.template.assured = True
         if connection.protocol == TCP:
@@ -123,7 +133,7 @@ class Lifecycle(Administration):
                 self.table.half_open[connection] = None
             else:
                 self.table.half_open.pop(connection, None)
-        if server.service.state_changed:
+        if server.service.state_changed and connection.slot is not None:
             names = tables.names[old], tables.names[new]
             self._tell(server.service.state_changed, connection, *names)
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any, Final
 
 from lvskit.core.connection import Connection
-from lvskit.core.icmp import Error, Refusal, answer_v4, read_error
+from lvskit.core.icmp import Error, read_error
 from lvskit.core.packet import Parsed, parse_quoted
 from lvskit.core.scheduling import FAULT, MALFORMED, Scheduling
 from lvskit.core.service import RealServer
 from lvskit.errors import PluginError
+from lvskit.refusals import Refusal, answer_v4
 from lvskit.types import (
     ICMP,
     ICMPV6,
@@ -154,7 +155,8 @@ class Related(Scheduling):
 
     def _forward(self, connection: Connection, packet: bytes, is_error: bool = False) -> Verdict:
         """Count a packet and hand it to the connection's forwarder."""
-        counters = self._counters(connection)
+        server = connection.server
+        counters = server.counters if server.available else Counters()
         counters.inpkts += 1
         counters.inbytes += len(packet)
         connection.packets += 1

@@ -29,14 +29,16 @@ class Rules:
         settings: as given.
         tcp, udp, sctp: states and timeouts by protocol, and `machines`, all three by number.
         steady: for TCP; see `states.steady`.
+        begun: state and timeout after a SYN, which both count as active and half open, where the
+            server answers directly, and where it answers through here.
         automatic: some defence goes by the free entries.
         drop_entry: the defence is on.
         drop_rate: one new connection's packet in this many is dropped; 0 = none.
     """
 
     __slots__ = (
-        "automatic", "drop_entry", "drop_rate", "machines", "sctp", "settings", "steady", "tcp",
-        "udp",
+        "automatic", "begun", "drop_entry", "drop_rate", "machines", "sctp", "settings", "steady",
+        "tcp", "udp",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, free: int) -> None:
@@ -53,6 +55,9 @@ class Rules:
         secure = on(settings.secure_tcp)
         self.steady = states.STEADY_SECURE if secure else states.STEADY
         self.tcp = states.Machine(states.TCP_SECURE if secure else states.TCP, timeouts(_TCP))
+        begun = (self.tcp.tables.input_only, self.tcp.tables.input)
+        first = [table[states.NONE][states.SYN] for table in begun]
+        self.begun = [(state, self.tcp.timeouts[state]) for state in first]
         self.udp = states.Machine(states.UDP, timeouts(("timeout_udp",)))
         self.sctp = states.Machine(states.SCTP, timeouts(_SCTP))
         self.machines = {TCP: self.tcp, UDP: self.udp, SCTP: self.sctp}

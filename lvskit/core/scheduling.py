@@ -11,14 +11,14 @@ from typing import Final
 from lvskit.core import persistence, states
 from lvskit.core.administration import BYPASS
 from lvskit.core.connection import Connection, Template
-from lvskit.core.icmp import Refusal, refuse
 from lvskit.core.lifecycle import Lifecycle
 from lvskit.core.packet import Parsed
 from lvskit.core.service import RealServer, VirtualService
 from lvskit.core.services import FTP, FTP_DATA
 from lvskit.errors import ConfigError, PluginError
+from lvskit.refusals import Refusal, refuse
 from lvskit.settings import Settings
-from lvskit.types import NOT_OURS, SCTP, TCP, Drop, Reason, Verdict
+from lvskit.types import NOT_OURS, SCTP, TCP, Drop, Flow, Reason, Verdict
 
 FAULT: Final = Drop(Reason.PLUGIN_FAULT)
 _FULL: Final = Drop(Reason.TABLE_FULL)
@@ -70,7 +70,7 @@ class Scheduling(Lifecycle):
         """Return the new connection, the verdict that there is no room, or None: no server."""
         if not service.fwmark and parsed.dport != service.port:
             return None  # of FTP's data connections, for which only persistence has a server
-        server = self._choose(service, parsed, now)
+        server = self._choose(service, parsed.flow, now)
         if server is None:
             return None
         if not self._make_room(1):
@@ -88,7 +88,7 @@ class Scheduling(Lifecycle):
             persistence.retire(self.table, template)
             template = None
         if template is None:
-            server = self._choose(service, parsed, now)
+            server = self._choose(service, parsed.flow, now)
             if server is None:
                 return None
             if not self._make_room(2):
@@ -109,13 +109,13 @@ class Scheduling(Lifecycle):
         self.wheel.schedule(template)
         return connection
 
-    def _choose(self, service: VirtualService, parsed: Parsed, now: float) -> RealServer | None:
+    def _choose(self, service: VirtualService, flow: Flow, now: float) -> RealServer | None:
         """Ask the service's scheduler; `PluginError` where it breaks its contract."""
         name = service.settings.scheduler
         if service.tick is not None:
             self._tell_scheduler(service, "tick", now)
         try:
-            server = service.scheduler.schedule(parsed.flow)
+            server = service.scheduler.schedule(flow)
         except Exception as err:
             raise PluginError(
                 f"scheduler {name!r} of {service.name} raised {err!r}", plugin=name

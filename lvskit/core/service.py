@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lvskit.core.icmp import Refusal, refuse
 from lvskit.core.rules import KERNEL, Rules
-from lvskit.core.stats import Estimator
 from lvskit.errors import ServerNotFound
+from lvskit.estimator import Estimator
 from lvskit.interfaces import ConnectionObserver, Forwarder, Scheduler, SchedulerBase
+from lvskit.refusals import Refusal, refuse
 from lvskit.settings import ServerSettings, ServiceKey, ServiceSettings, endpoint
 from lvskit.types import Counters, Route, Verdict
 

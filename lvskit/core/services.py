@@ -26,13 +26,15 @@ class ServiceTable:
     """All virtual services, and the trash: deleted servers that connections still refer to.
 
     Attributes:
-        by_key: the services; versions: of IP that some service has packets of.
+        by_key: the services; plain: those of TCP with a port, by destination as packets have it.
+        versions: of IP that some service has packets of.
         trash: the deleted servers; next_sweep: when it is looked through.
         retired: what passed through services that are gone.
     """
 
     def __init__(self) -> None:
         self.by_key: dict[ServiceKey, VirtualService] = {}
+        self.plain: dict[bytes, VirtualService] = {}
         self.versions: set[int] = set()
         self.trash: list[RealServer] = []
         self.next_sweep = inf
@@ -70,6 +72,8 @@ class ServiceTable:
         self.refuse_duplicate(service.key)
         self.by_key[service.key] = service
         self.versions.add(service.key.version)
+        if service.protocol == TCP and service.port:
+            self.plain[service.address + service.port.to_bytes(2, "big")] = service
 
     def refuse_duplicate(self, key: ServiceKey) -> None:
         """Raise `ServiceExists` where `key` is taken."""
@@ -79,6 +83,8 @@ class ServiceTable:
     def remove(self, service: VirtualService) -> None:
         """Take a service out, whose servers have been detached."""
         del self.by_key[service.key]
+        if service.protocol == TCP:
+            self.plain.pop(service.address + service.port.to_bytes(2, "big"), None)
         self.versions = {key.version for key in self.by_key}
         self.retired += service.counters
 

@@ -7,7 +7,8 @@ behaviour. What moves a state is one byte of the packet: the flags of TCP, the c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 from lvskit import types as protocols
 
@@ -31,7 +32,8 @@ Transitions = Sequence[Sequence[int]]
 """For each state, the next state by the byte that moves it."""
 
 
-class Tables(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Tables:
     """A protocol's states.
 
     Attributes:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvskit import Counters
-from lvskit.core.stats import PERIOD_S, Estimator
+from lvskit.estimator import PERIOD_S, Estimator
 
 COUNT = st.integers(0, 10**6)
 COUNTERS = st.builds(Counters, COUNT, COUNT, COUNT, COUNT, COUNT)

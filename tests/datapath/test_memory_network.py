@@ -8,8 +8,8 @@ import pytest
 from scapy.layers import inet, inet6
 
 from lvskit import Refusal, Route, refuse
-from lvskit.core.icmp import answer_v4
 from lvskit.datapath.memory import Host, Network, stack
+from lvskit.refusals import answer_v4
 from lvskit.testing import packets
 from lvskit.testing.packets import address
 from lvskit.types import Reassembled

@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import Callable, Container, Iterable
 from itertools import count
 
-from lvskit.core.icmp import Refusal, answer_v4, read_error, refuse
+from lvskit.core.icmp import read_error
 from lvskit.core.packet import Parsed, parse
 from lvskit.datapath.extensions import behind_options
 from lvskit.datapath.fragments import split
 from lvskit.datapath.memory import stack
 from lvskit.datapath.reassembly import Reassembler, bare
+from lvskit.refusals import Refusal, answer_v4, refuse
 from lvskit.types import ICMP, ICMPV6, TCP, UDP, Route
 
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface

@@ -5,11 +5,12 @@ from __future__ import annotations
 from fuzzkit import wire
 
 from lvskit.checksums import checksum
-from lvskit.core.icmp import Refusal, read_error, refuse
+from lvskit.core.icmp import read_error
 from lvskit.core.packet import Parsed, parse, parse_quoted
 from lvskit.datapath.fragments import fragment, fragment_v6
 from lvskit.datapath.reassembly import Reassembler
 from lvskit.hostsetup.decapsulator import inner_packet
+from lvskit.refusals import Refusal, refuse
 from lvskit.types import ICMP, ICMPV6
 
 _MTUS = (68, 576, 1280)

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any
 
 from lvskit import Flow, RealServer, SchedulerBase
+
+_SPARE = 4  # a heap this many times longer than the list is made anew
 
 
 class LeastLoaded(SchedulerBase):
     """Chooses the least `load` per weight among those that may be used; the newest of equals.
 
-    A tournament over places in the list, which are counted from 0, the newest. `_winners[1]` is
-    the place of the least loaded of all, `_winners[2]` of the first half, `_winners[3]` of the
-    second, and so on; behind these stand the single places, filled up to a power of two. Only
-    those who have changed since the last choice play again, up to where nothing changes:
+    Each server has a rank, one number: its load per weight, and behind that, for equals, its place
+    in the list, which is counted from 0, the newest. Loads per weight are whole multiples of one
+    over the square of the greatest weight: fractions that differ at all differ by that much, so
+    they are told apart exactly, as Linux ip_vs_wlc.c does it by cross-multiplication.
 
-        place    0    1    2    3
-        load    10    8    9    8
-                   1         3         winners 2 and 3
-                        1              winner 1: of equals, the one before
+    The ranks are in a heap. One that has grown stays there until it comes to the top, where its
+    new rank takes its place; one that has become less is pushed besides.
 
-    `schedule` is O(log n) for each server that has changed, O(n log n) after the list itself has.
+    `schedule` is O(log n) for each server that has changed, O(n) after the list itself has, or a
+    weight has become the greatest.
     """
 
     weighted = True
@@ -31,9 +33,10 @@ class LeastLoaded(SchedulerBase):
         super().__init__(servers, options)
         self._places: dict[RealServer, int] = {}  # empty: the list has changed
         self._changed: set[RealServer] = set()
-        self._loads: list[int] = []
-        self._weights: list[int] = []
-        self._winners: list[int] = []
+        self._greatest = 0
+        self._unit = 1  # the rank of a load of one for a weight of one
+        self._ranks: list[int] = []  # by place; -1: not to be used
+        self._heap: list[int] = []
 
     def load(self, server: RealServer) -> int:
         """Return how busy a server is."""
@@ -43,10 +46,34 @@ class LeastLoaded(SchedulerBase):
         """Return the least loaded server, or None where none may be used."""
         if not self._places:
             self._begin()
-        if self._changed:
-            self._play_again()
-        best = self._winners[1]
-        return self.servers[best] if self._weights[best] else None
+        places, ranks, heap = self._places, self._ranks, self._heap
+        for server in self._changed:
+            place = places.get(server)
+            if place is None:  # it has left the list
+                continue
+            old = ranks[place]
+            ranks[place] = rank = self._rank(server, place)
+            if 0 <= old <= rank:
+                if heap[0] == old:
+                    heapreplace(heap, rank)
+            elif rank >= 0:
+                heappush(heap, rank)
+        self._changed.clear()
+        count = len(ranks)
+        if len(heap) > _SPARE * count:
+            heap[:] = [rank for rank in ranks if rank >= 0]
+            heapify(heap)
+        while heap:
+            least = heap[0]
+            place = least % count
+            rank = ranks[place]
+            if rank == least:
+                return self.servers[place]
+            if rank < 0:
+                heappop(heap)
+            else:
+                heapreplace(heap, rank)
+        return None
 
     def server_added(self, server: RealServer) -> None:
         """Begin anew at the next choice: places have changed."""
@@ -57,43 +84,28 @@ class LeastLoaded(SchedulerBase):
         self._places.clear()
 
     def server_updated(self, server: RealServer) -> None:
-        """Let it play again at the next choice."""
+        """Give it another rank at the next choice; begin anew where no weight was as great."""
+        if server.weight > self._greatest:
+            self._places.clear()
         self._changed.add(server)
 
     def load_changed(self, server: RealServer) -> None:
-        """Let it play again at the next choice."""
+        """Give it another rank at the next choice."""
         self._changed.add(server)
 
     def _begin(self) -> None:
-        size = 1
-        while size < len(self.servers):
-            size *= 2
         self._places.update((server, place) for place, server in enumerate(self.servers))
-        self._changed.update(self.servers)
-        self._loads, self._weights = [1] * size, [0] * size  # none may be used yet
-        self._winners = [0] * size + list(range(size))
-        for node in range(size - 1, 0, -1):
-            self._winners[node] = self._winners[2 * node]
-
-    def _play_again(self) -> None:
-        loads, weights, winners = self._loads, self._weights, self._winners
-        for server in self._changed:
-            place = self._places.get(server)
-            if place is None:  # it has left the list
-                continue
-            if server.weight > 0 and not server.overloaded:
-                loads[place] = self.load(server)
-                weights[place] = server.weight if self.weighted else 1
-            else:
-                loads[place], weights[place] = 1, 0  # 1 / 0: more than any other
-            node = (len(loads) + place) // 2
-            while node:
-                first, second = winners[2 * node], winners[2 * node + 1]
-                # Linux ip_vs_wlc.c: loads per weight are compared by cross-multiplication.
-                first_wins = loads[first] * weights[second] <= loads[second] * weights[first]
-                winner = first if first_wins else second
-                if winners[node] == winner != place:
-                    break  # it did not win before and does not now: all above stays
-                winners[node] = winner
-                node //= 2
         self._changed.clear()
+        self._greatest = max((server.weight for server in self.servers), default=0)
+        self._unit = self._greatest**2 if self.weighted else 1
+        self._ranks = [self._rank(server, place) for place, server in enumerate(self.servers)]
+        self._heap = [rank for rank in self._ranks if rank >= 0]
+        heapify(self._heap)
+
+    def _rank(self, server: RealServer, place: int) -> int:
+        if server.weight <= 0 or server.overloaded:
+            return -1
+        load = self.load(server) * self._unit
+        if self.weighted:
+            load //= server.weight
+        return load * len(self.servers) + place
