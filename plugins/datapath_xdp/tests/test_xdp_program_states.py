@@ -77,7 +77,7 @@ def test_a_miss_without_room_is_dropped_and_counted(kernel: Kernel) -> None:
     assert kernel.reasons()[Reason.LOST] == lost + 2
     kernel.records()
     (record,) = kernel.send(raw(ip4() / tcp("S"))).records
-    assert (record.kind, record.slot) == (RecordKind.MISS, NO_SLOT)
+    assert (record.kind, record.slot) == (RecordKind.SYN, NO_SLOT)
 
 
 def fill(kernel: Kernel) -> None:

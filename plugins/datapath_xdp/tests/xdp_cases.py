@@ -84,7 +84,9 @@ def forwarded(description: str, packet: Packet, outer: Packet, server: int = IN4
 def told(description: str, packet: Packet, **more: Any) -> Case:
     """A packet that Python gets."""
     known = more.pop("known", None)
-    fields = {"kind": RecordKind.MISS, "packet": bytes(packet), "length": len(packet), **more}
+    opens = known is None and packet.version == 4 and "S" in str(packet.sprintf("%TCP.flags%"))
+    kind = RecordKind.SYN if opens else RecordKind.MISS
+    fields = {"kind": kind, "packet": bytes(packet), "length": len(packet), **more}
     if known:
         fields |= {"server": known[0], "state": known[1], "old_state": known[1]}
     else:

@@ -29,18 +29,18 @@ class Record(NamedTuple):
     version: int
     tcp_flags: int
     state: int
-    service: int
     server: int
+    protocol: int
+    old_state: int
     slot: int
     seen: int
     bucket: int
     other: int
-    port: bytes
-    protocol: int
-    old_state: int
     length: int
     flags: int
     address: bytes
+    port: bytes
+    service: int
     packet: bytes
 
 
@@ -200,8 +200,8 @@ class Kernel:
         taken = []
         for view in self.ring.read():
             fields = layout.RECORD.unpack_from(view)
-            length, room = fields[13], 0
-            if fields[0] == RecordKind.MISS:
+            length, room = fields[11], 0
+            if fields[0] in (RecordKind.MISS, RecordKind.SYN):
                 room = layout.SHORT_PACKET if length <= layout.SHORT_PACKET else layout.LONG_PACKET
             assert len(view) == layout.RECORD.size + room
             behind = bytes(view[layout.RECORD.size : layout.RECORD.size + length])

@@ -7,18 +7,29 @@ from typing import Any, Final
 
 from lvskit import TCP, Director, Transmit, Verdict
 from lvskit_datapath_xdp.frames import ROOM, FrameSender
-from lvskit_datapath_xdp.layout import RECORD, RecordKind
+from lvskit_datapath_xdp.layout import (
+    MISS4,
+    MISS6,
+    RECORD,
+    RECORD_LENGTH,
+    RECORD_SERVICE,
+    RecordKind,
+)
 from lvskit_datapath_xdp.loader import RingBuffer
 from lvskit_datapath_xdp.placed import Recorded, opening
 from lvskit_datapath_xdp.servers import Entry, Servers
 from lvskit_datapath_xdp.services import Services
-from lvskit_datapath_xdp.slots import NO_PLACE, Known, Slots
+from lvskit_datapath_xdp.slots import Known, Slots
 from lvskit_datapath_xdp.timing import Clock
 
 _BATCH: Final = 256  # records to one turn of the event loop
 _LONGEST: Final = ROOM - 14  # bytes behind the Ethernet header
+_BEGINS: Final = {4: 12, 6: 0}  # the client's address in a record's, by IP version
 _WORD: Final = 0xFFFFFFFF
-_MISS, _PLACED, _STATE = RecordKind.MISS, RecordKind.PLACED, RecordKind.STATE
+_PLACED, _STATE, _SYN = RecordKind.PLACED, RecordKind.STATE, RecordKind.SYN
+
+Record = tuple[Any, ...]
+"""A record, as `layout.RECORD` has it."""
 
 
 class Bridge:
@@ -78,36 +89,34 @@ class Bridge:
         return len(offsets) == _BATCH
 
     def _handle(self, offsets: list[int]) -> None:
-        """Handle records: decisions first, for all, then slots and frames.
+        """Handle records: packets first, then decisions, then slots, then frames, each for all.
 
         Each of these alone keeps to fewer instructions and less memory than a processor's caches
         have room for; record by record, the same takes a third more time.
         """
-        now, memory, unpack = self._clock(), self._ring.memory, RECORD.unpack_from
-        receive, size = self._director.receive, RECORD.size
-        sent: list[tuple[Transmit, bytes, tuple[Any, ...]]] = []
+        now, memory, halves = self._clock(), self._ring.memory, self._ring.halves
+        begin, receive, size = self._director.begin, self._director.receive, RECORD.size
+        by_id, heard = self._services.by_id, (_PLACED, _STATE)
+        waiting: list[tuple[int, bytes, Any]] = []
         for at in offsets:
-            record = unpack(memory, at)
-            if record[0] != _MISS:
-                (self._moved if record[0] == _STATE else self._placed)(record, now)
+            if memory[at] in heard:
+                waiting.append((at, b"", None))
                 continue
-            packet = bytes(memory[at + size : at + size + record[13]])
-            self.received += 1
-            verdict = receive(packet, now)
-            if type(verdict) is Transmit:
-                sent.append((verdict, packet, record))
+            start = at + size
+            packet = bytes(memory[start : start + halves[at + RECORD_LENGTH >> 1]])
+            opens = memory[at] == _SYN
+            service = by_id.get(halves[at + RECORD_SERVICE >> 1]) if opens else None
+            waiting.append((at, packet, service))
+        decided = []
+        for at, packet, service in waiting:
+            if service is not None:
+                decided.append((at, packet, begin(service, packet, now)))
+            elif packet:
+                decided.append((at, packet, receive(packet, now)))
             else:
-                self.lost += not self._send(verdict, packet)
-        entries, tcp, udp = self._servers.entries, *self._tables
-        for verdict, packet, record in sent:
-            key = packet[12:24] if record[1] == 4 else packet[8:44]  # Flow.key
-            connection = (tcp if record[11] == TCP else udp).get(key)
-            entry = entries.get(connection.server) if connection is not None else None
-            if connection is None or entry is None or connection.transmit != entry.way:
-                self._send(verdict, packet)
-                continue
-            if entry.carried:
-                self._place(connection, entry, record)
+                self._heard(RECORD.unpack_from(memory, at), now)
+        self.received += len(decided)
+        for entry, verdict, packet in self._place(decided):
             made, head = verdict.packet, entry.head
             if head and len(made) <= verdict.route.mtu and len(made) <= _LONGEST:
                 sender = self._frames.get(entry.ifindex) or self._sender(entry.ifindex)
@@ -115,29 +124,50 @@ class Bridge:
             else:
                 self._send(verdict, packet)
 
+    def _place(
+        self, decided: list[tuple[int, bytes, Verdict]]
+    ) -> list[tuple[Entry, Transmit, bytes]]:
+        """Give connections their slots; return what may leave by a frame, and send all else."""
+        memory, entries, (tcp, udp) = self._ring.memory, self._servers.entries, self._tables
+        found = []
+        for at, packet, verdict in decided:
+            if type(verdict) is not Transmit:
+                self.lost += not self._send(verdict, packet)
+                continue
+            key: Any
+            if packet[0] >> 4 == 4:
+                protocol, seen, one, other, key = MISS4.unpack_from(memory, at)
+                slots, name = self._slots[4], packet[12:24]  # Flow.key
+            else:
+                protocol, seen, one, other, *key = MISS6.unpack_from(memory, at)
+                slots, name = self._slots[6], packet[8:44]
+            connection = (tcp if protocol == TCP else udp).get(name)
+            entry = entries.get(connection.server) if connection is not None else None
+            if connection is None or entry is None or connection.transmit != entry.way:
+                self._send(verdict, packet)
+                continue
+            if entry.carried:
+                binding = entry.number | connection.state << 16
+                slots.place(connection, one, other, key, binding, seen)
+            found.append((entry, verdict, packet))
+        return found
+
     def _sender(self, ifindex: int) -> FrameSender:
         sender = self._frames[ifindex] = FrameSender(ifindex)
         return sender
 
-    def _place(self, connection: Known, entry: Entry, record: tuple[Any, ...]) -> None:
-        """Give a connection its slot, unless it has one."""
-        slots = self._slots[record[1]]
-        key = slots.key(record[15], record[10], record[4])
-        number = slots.numbers.get(connection)
-        if number is not None:
-            if slots.holds(number, key):
-                return
-            slots.forget(connection)  # the program took it at the same time
-        binding = entry.number | connection.state << 16
-        number = slots.insert(record[8], record[9], key, binding, record[7])
-        if number != NO_PLACE:
-            slots.own(number, connection)
-
-    def _moved(self, record: tuple[Any, ...], now: float) -> None:
-        """Follow a packet that has changed a connection's state in the program."""
-        _, version, flags, _, _, _, number, *_, port, _, _, _, _, address = record
-        connection = self._slots[version].owners.get(number)
-        if connection is None or not _is_of(connection, version, address, port):
+    def _heard(self, record: Record, now: float) -> None:
+        """Follow what the program has done by itself."""
+        if record[0] == _PLACED:
+            self._placed(record, now)
+            return
+        _, version, flags, _, _, _, _, number, *_, address, port, _ = record
+        connection = self._slots[version].owners[number]
+        client = address[_BEGINS[version] :]
+        if (
+            connection is None
+            or connection.key[: len(client)] + connection.key[-4:-2] != client + port
+        ):
             return  # it has ended since
         self._following = True
         try:
@@ -145,9 +175,11 @@ class Bridge:
         finally:
             self._following = False
 
-    def _placed(self, record: tuple[Any, ...], now: float) -> None:
+    def _placed(self, record: Record, now: float) -> None:
         """Have the director open a connection that the program has placed."""
-        _, version, flags, _, number, server_number, slot, *_, port, _, _, _, _, address = record
+        _, version, flags, state, server_number, _, _, slot, seen, one, other, *rest = record
+        _, _, address, port, number = rest
+        address = address[_BEGINS[version] :]
         slots = self._slots[version]
         service = self._services.by_id.get(number)
         server = self._servers.by_number.get(server_number)
@@ -172,7 +204,8 @@ class Bridge:
         slots.clear(slot)
         entry = self._servers.entries.get(connection.server) if connection is not None else None
         if connection is not None and entry is not None and connection.transmit == entry.way:
-            self._place(connection, entry, record)
+            key = slots.key(address, port, number)
+            slots.place(connection, one, other, key, entry.number | state << 16, seen)
 
     # --- what the director tells ---
 
@@ -230,9 +263,8 @@ class Bridge:
         key = slots.key(flow.caddr, flow.cport.to_bytes(2, "big"), service)
         timeouts = connection.server.rules.machines[connection.protocol].timeouts
         seen = self._ticks.units(connection.deadline - timeouts[connection.state]) & _WORD
-        number = slots.insert(*slots.buckets(key), key, server | connection.state << 16, seen)
-        if number != NO_PLACE:
-            slots.own(number, connection)
+        binding = server | connection.state << 16
+        slots.place(connection, *slots.buckets(key), key, binding, seen)
 
     def let_go(self, servers: list[Any]) -> None:
         """Take their slots from the connections of `servers` that are carried in a former way."""
@@ -252,10 +284,3 @@ class Bridge:
         self._ring.close()
         for sender in self._frames.values():
             sender.close()
-
-
-def _is_of(connection: Known, version: int, address: bytes, port: bytes) -> bool:
-    """Whether a connection's client is the one of a record."""
-    key: bytes = connection.key
-    size = 4 if version == 4 else 16
-    return key[:size] == address[:size] and key[-4:-2] == port

@@ -232,6 +232,8 @@ class RecordKind(IntEnum):
     """The program placed and forwarded a new connection; `slot`, `server` and `state` say how."""
     STATE = 3
     """A packet changed a connection's state from `old_state` to `state`, and was forwarded."""
+    SYN = 4
+    """As MISS: a TCP packet of IPv4 with SYN and without RST, of no connection known here."""
 
 
 class RecordFlag(IntFlag):
@@ -241,13 +243,19 @@ class RecordFlag(IntFlag):
     """The ring's connection found both buckets full, so it is Python's."""
 
 
-RECORD: Final = Struct("<4BHHIIII2sBBHH16s")
-"""`RecordKind`, IP version, TCP flags, new state; service, server; slot; time in units of
-`clock_shift`; both buckets; client's port, protocol, old state; length of the packet behind it,
-`RecordFlag`; client's address (IPv4 in the first 4 bytes, the rest 0).
+RECORD: Final = Struct("<4BHBBIIIIHH16s2sH")
+"""`RecordKind`, IP version, TCP flags, new state; server; protocol, old state; slot; time in units
+of `clock_shift`; both buckets; length of the packet behind it, `RecordFlag`; client's address (IPv4
+in the last 4 bytes, the rest 0), port, and service: these end as the keys of slots do.
 
 The slot is `NO_SLOT` unless the connection is known: a MISS of a known one is a SYN that may begin
 another, or its server is `ServerKind.NONE`."""
+RECORD_LENGTH: Final = 24
+RECORD_SERVICE: Final = 46
+"""Where in a `RECORD` its length and its service are."""
+MISS4: Final = Struct("<6xB5x3I16xQ")
+MISS6: Final = Struct("<6xB5x3I4x16sI")
+"""What of a `RECORD` a slot is written from: protocol, time, both buckets, and the slot's key."""
 NO_SLOT: Final = 0xFFFFFFFF
 SHORT_PACKET: Final = 80
 """Room for a packet in most records, in bytes."""

@@ -41,7 +41,7 @@ class Slots:
         seed: as the program has it.
 
     Attributes:
-        owners: connections by the number of their slot; numbers: the other way.
+        owners: connections by the number of their slot, None elsewhere; numbers: the other way.
         unplaced: connections that found no place, since the start.
     """
 
@@ -54,7 +54,7 @@ class Slots:
         self._seed = seed
         # How many slots of each bucket are taken, as far as is known here.
         self._taken = bytearray(map_.spec.max_entries)
-        self.owners: dict[int, Known] = {}
+        self.owners: list[Known | None] = [None] * (map_.spec.max_entries * _BUCKET)
         self.numbers: dict[Known, int] = {}
         self.unplaced = 0
 
@@ -87,6 +87,20 @@ class Slots:
     def _hash(self, key: Any) -> int:
         raise NotImplementedError
 
+    def place(
+        self, connection: Known, one: int, other: int, key: Any, binding: int, seen: int
+    ) -> None:
+        """Give a connection a slot, unless it has one; the arguments are those of `insert`."""
+        number = self.numbers.get(connection)
+        if number is not None:
+            if self.holds(number, key):
+                return
+            self.forget(connection)  # the program took it at the same time
+        number = self.insert(one, other, key, binding, seen)
+        if number != NO_PLACE:
+            self.owners[number] = connection
+            self.numbers[connection] = number
+
     def own(self, number: int, connection: Known) -> None:
         """Note whose a slot is."""
         self.owners[number] = connection
@@ -103,13 +117,13 @@ class Slots:
 
     def forget(self, connection: Known) -> None:
         """Note that a connection has lost its slot."""
-        del self.owners[self.numbers.pop(connection)]
+        self.owners[self.numbers.pop(connection)] = None
 
     def release(self, connection: Known) -> None:
         """Free the slot of a connection, if it has one."""
         number = self.numbers.pop(connection, None)
         if number is not None:
-            del self.owners[number]
+            self.owners[number] = None
             self.clear(number)
             self._taken[number // _BUCKET] -= 1
 

@@ -111,7 +111,7 @@ enum { KEY_FREE, KEY_BUSY };
 
 /* --- records --- */
 
-enum { RECORD_MISS = 1, RECORD_PLACED, RECORD_STATE };
+enum { RECORD_MISS = 1, RECORD_PLACED, RECORD_STATE, RECORD_SYN };
 enum { RECORD_FULL = 1 };
 enum { SHORT_PACKET = 80, LONG_PACKET = 2000 };
 
@@ -120,17 +120,18 @@ struct record {
 	u8 version;
 	u8 tcp_flags;
 	u8 state;
-	u16 service;
 	u16 server;
+	u8 protocol;
+	u8 old_state;
 	u32 slot;
 	u32 seen;
 	u32 buckets[2];
-	u16 port_be;
-	u8 protocol;
-	u8 old_state;
 	u16 length;
 	u16 flags;
+	/* As in slots: so IPv4 is in the last four bytes of the address. */
 	u8 address[16];
+	u16 port_be;
+	u16 service;
 };
 
 /* --- counters --- */

@@ -30,7 +30,10 @@ INLINE struct record describe(const struct packet *packet, const struct place *p
 		.protocol = packet->protocol,
 	};
 
-	__builtin_memcpy(record.address, packet->address, sizeof(record.address));
+	if (version == 4)
+		__builtin_memcpy(record.address + 12, packet->address, 4);
+	else
+		__builtin_memcpy(record.address, packet->address, sizeof(record.address));
 	return record;
 }
 
@@ -67,7 +70,10 @@ INLINE int ask(struct xdp_md *ctx, struct record *record, const struct packet *p
 {
 	if (packet->length > LONG_PACKET)
 		return pass(REASON_TOO_BIG);
-	record->kind = RECORD_MISS;
+	record->kind = record->version == 4 && record->slot == NO_SLOT &&
+				       packet->protocol == TCP && packet->flags & SYN ?
+			       RECORD_SYN :
+			       RECORD_MISS;
 	record->length = packet->length;
 	return packet->length <= SHORT_PACKET ? hand_over_short(ctx, record) :
 						hand_over_long(ctx, record);

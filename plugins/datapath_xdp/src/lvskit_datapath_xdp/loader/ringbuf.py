@@ -28,7 +28,8 @@ class RingBuffer:
     result, and so the places of records are computed from their lengths' words here.
 
     Attributes:
-        memory: all of it, twice, read-only; what `offsets` counts in.
+        memory: all of it, twice, read-only; what `offsets` counts in; halves: the same as numbers
+            of 16 bits.
     """
 
     def __init__(self, map_: Map) -> None:
@@ -45,6 +46,7 @@ class RingBuffer:
         self._read = memoryview(mine)[:8].cast("Q")
         self._written = memoryview(theirs)[:8].cast("Q")
         self.memory = memoryview(theirs)[page:]
+        self.halves = self.memory.cast("H")
         self._words = self.memory.cast("I")
         self._position = self._read[0]  # up to here, records were given out
 
@@ -90,5 +92,5 @@ class RingBuffer:
 
     def close(self) -> None:
         """Unmap it, once the last record that was read is let go of; the map stays open."""
-        for view in (self._read, self._written, self._words, self.memory):
+        for view in (self._read, self._written, self._words, self.halves, self.memory):
             view.release()
