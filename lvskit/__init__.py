@@ -14,6 +14,7 @@ from lvskit.interfaces import (
     Connection,
     ConnectionObserver,
     Datapath,
+    Decapsulator,
     Forwarder,
     RealServer,
     Scheduler,
@@ -23,7 +24,7 @@ from lvskit.interfaces import (
     VirtualService,
 )
 from lvskit.plugins import load_plugins
-from lvskit.records import DatapathSpec, ForwarderSpec, SchedulerSpec, Traits
+from lvskit.records import DatapathSpec, DecapsulatorSpec, ForwarderSpec, SchedulerSpec, Traits
 from lvskit.settings import ServerSettings, ServiceKey, ServiceSettings
 from lvskit.types import (
     DELIVER,
@@ -59,6 +60,8 @@ __all__ = [
     "Datapath",
     "DatapathError",
     "DatapathSpec",
+    "Decapsulator",
+    "DecapsulatorSpec",
     "Deliver",
     "Director",
     "Drop",
