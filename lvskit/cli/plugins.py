@@ -23,7 +23,8 @@ def add_parser(subparsers: Any) -> None:
         help="list the installed plugins, and those that did not load",
         description=(
             "List the installed schedulers, forwarding methods, datapaths, decapsulators and other "
-            "hooks with the distributions that brought them. The exit status is 1 if any did not load."
+            "hooks with the distributions that brought them. The exit status is 1 if any did not "
+            "load."
         ),
     )
     parser.add_argument("--json", action="store_true", help="for programs")

@@ -20,6 +20,7 @@ from lvskit.interfaces import Decapsulator
 from lvskit.plugins import load_plugins
 
 _BUNDLED: Final = {"xdp": "lvskit-datapath-xdp"}
+_OWN: Final = "lvskit's own ways are auto, kernel, tun and veth"
 
 
 class Attached(Step, kw_only=True):
@@ -79,9 +80,7 @@ def _factory(way: str) -> Callable[[str, str], Decapsulator]:
     try:
         return load_plugins().decapsulator(way).factory
     except UnknownPlugin as err:
-        if way not in _BUNDLED:
-            raise
-        hint = f"install it: pip install {_BUNDLED[way]}"
+        hint = f"to have it: pip install {_BUNDLED[way]}" if way in _BUNDLED else _OWN
         raise UnknownPlugin(f"{err}; {hint}", kind=err.kind, name=err.name) from err
 
 
