@@ -173,6 +173,7 @@ OTHERS = [
     left("for no IPv6 VIP", SIX6 / ip6(dst=REAL6) / tcp()),
     left("for the client", IN4 / ip4(dst=CLIENT4) / tcp()),
     left("an outer option", outer4(options=inet.IPOption_NOP()) / INNER4),
+    left("outer options that look like an inner header", outer4(ihl=10) / INNER4),
     left("an outer extension header", outer6(nh=60) / inet6.IPv6ExtHdrDestOpt(nh=4) / INNER4),
     left("the first fragment", outer4(flags="MF") / INNER4),
     left("a later fragment", outer4(flags=0, frag=1) / INNER4),
@@ -185,6 +186,8 @@ OTHERS = [
     left("an IPv6 payload of nothing", outer6(plen=0) / INNER4),
     left("IPv6 as protocol 4", IN4 / INNER6),
     left("IPv4 as protocol 41", SIX4 / INNER4),
+    left("inner version 5 of IPv6", SIX4 / ip6(version=5) / tcp()),
+    left("the bytes of IPv6 under another type", SIX6 / INNER6, 0x88B5),
     left("inner version 5", IN4 / ip4(version=5) / tcp()),
     left("an inner header of 16 bytes", IN4 / ip4(ihl=4) / tcp()),
     left("an inner length below its header", IN4 / ip4(ihl=6, len=23) / tcp()),
@@ -224,6 +227,15 @@ def test_without_directors_anybody_may_send(loaded: Loaded, inner: Packet) -> No
     run = world(loaded, ())
     assert run(framed(inner)) == ("PASS", framed(inner.payload))
     assert world(loaded)(framed(inner)) == ("PASS", framed(inner))
+
+
+def test_the_checksum_is_right_whatever_it_was(loaded: Loaded) -> None:
+    """One of any lower byte, before the mark: the sum carries for some."""
+    run = world(loaded)
+    for number in range(256):
+        for ecn in (1, 2):
+            inner = ip4(id=number, tos=ecn) / tcp()
+            assert run(framed(outer4(tos=3, id=number) / inner)) == ("PASS", framed(marked(inner)))
 
 
 def test_an_address_may_be_several_things() -> None:

@@ -41,16 +41,15 @@ INLINE void set4(struct address *address, u32 value)
 	address->words[3] = value;
 }
 
-/* The stack, which would verify the outer header's checksum, does not see it. RFC 1071. */
+/* The stack, which would verify the outer header's checksum, does not see it. RFC 1071; where the
+ * sum is a multiple of 0xffff, as it has to be, folding it twice is enough. */
 INLINE int checksum_holds(const struct ipv4 *ip)
 {
 	const u32 *words = (const u32 *)ip;
 	u64 sum = (u64)words[0] + words[1] + words[2] + words[3] + words[4];
 
 	sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum == 0xffff;
+	return (sum & 0xffff) + (sum >> 16) == 0xffff;
 }
 
 /* A header with options is for the stack: no director writes one. So is a fragment. */
@@ -141,7 +140,7 @@ INLINE int decapsulate(struct xdp_md *ctx, const struct outer *outer, int size)
 	if (outer->protocol == IPIP) {
 		struct ipv4 *ip = start;
 
-		if (start + sizeof(*ip) > end || outer->payload < sizeof(*ip))
+		if (start + sizeof(*ip) > end)
 			return XDP_PASS;
 		u32 length = be16(ip->length_be), head = (ip->version_length & 15) * 4;
 
