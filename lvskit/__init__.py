@@ -13,6 +13,7 @@ from lvskit.interfaces import (
     Connection,
     ConnectionObserver,
     Datapath,
+    Decapsulator,
     Forwarder,
     RealServer,
     Scheduler,
@@ -22,7 +23,7 @@ from lvskit.interfaces import (
     VirtualService,
 )
 from lvskit.plugins import load_plugins
-from lvskit.records import DatapathSpec, ForwarderSpec, SchedulerSpec, Traits
+from lvskit.records import DatapathSpec, DecapsulatorSpec, ForwarderSpec, SchedulerSpec, Traits
 from lvskit.refusals import Refusal, refuse
 from lvskit.settings import ServerSettings, ServiceKey, ServiceSettings
 from lvskit.types import (
@@ -59,6 +60,8 @@ __all__ = [
     "Datapath",
     "DatapathError",
     "DatapathSpec",
+    "Decapsulator",
+    "DecapsulatorSpec",
     "Deliver",
     "Director",
     "Drop",

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import pluggy
 
 from lvskit.interfaces import ConnectionObserver, RealServer, VirtualService
-from lvskit.records import DatapathSpec, ForwarderSpec, SchedulerSpec
+from lvskit.records import DatapathSpec, DecapsulatorSpec, ForwarderSpec, SchedulerSpec
 
 hookspec = pluggy.HookspecMarker("lvskit")
 hookimpl = pluggy.HookimplMarker("lvskit")
@@ -63,6 +63,23 @@ def lvskit_register_datapaths() -> Iterable[DatapathSpec]:
         @lvskit.hookimpl
         def lvskit_register_datapaths():
             return [lvskit.DatapathSpec(name="mine", factory=Mine, summary="by carrier pigeon")]
+
+    .. versionadded:: 0.1
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def lvskit_register_decapsulators() -> Iterable[DecapsulatorSpec]:
+    """Return what this plugin has to take packets out of tunnels on real servers.
+
+    Called once, at load.
+
+    Example::
+
+        @lvskit.hookimpl
+        def lvskit_register_decapsulators():
+            return [lvskit.DecapsulatorSpec(name="mine", factory=Mine, summary="by a smart card")]
 
     .. versionadded:: 0.1
     """

@@ -231,6 +231,34 @@ class ConnectionObserver(Protocol):
         """
 
 
+class Decapsulator(Protocol):
+    """Takes packets out of tunnels on one interface of a real server.
+
+    It works on when the process that started it has ended; each command makes an object of its own.
+    """
+
+    @property
+    def running(self) -> bool:
+        """It is at work."""
+
+    def serve(
+        self, own: Sequence[bytes], vips: Sequence[bytes], directors: Sequence[bytes]
+    ) -> None:
+        """Take packets for these VIPs out of the tunnel, and no others, from now on.
+
+        Args:
+            own: the host's addresses, at which tunnels end, packed.
+            vips: the addresses that packets inside are for, packed.
+            directors: whose packets are taken, packed; empty: anybody's.
+
+        Raises:
+            DatapathError: it cannot; if it was not running, nothing has changed.
+        """
+
+    def stop(self) -> None:
+        """End it, and remove what there is of it, even if it is not running any more."""
+
+
 class Datapath(Protocol):
     """Carries packets between the network and the director."""
 

@@ -19,12 +19,12 @@ import pluggy
 from lvskit import hookspecs
 from lvskit.errors import PluginError, UnknownPlugin
 from lvskit.interfaces import ConnectionObserver, RealServer, VirtualService
-from lvskit.records import API, DatapathSpec, ForwarderSpec, SchedulerSpec
+from lvskit.records import API, DatapathSpec, DecapsulatorSpec, ForwarderSpec, SchedulerSpec
 
 GROUP = "lvskit"
 DISABLE_VARIABLE = "LVSKIT_DISABLE_PLUGINS"
 _log = logging.getLogger(__name__)
-S = TypeVar("S", SchedulerSpec, ForwarderSpec, DatapathSpec)
+S = TypeVar("S", SchedulerSpec, ForwarderSpec, DatapathSpec, DecapsulatorSpec)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Plugins:
     """The loaded plugins: records by kind and name, hooks, and what failed.
 
     Attributes:
-        schedulers, forwarders, datapaths: what is installed, by name.
+        schedulers, forwarders, datapaths, decapsulators: what is installed, by name.
         hooks: the names of the hooks that each plugin implements.
         failures: plugins that did not load; the rest go on without them.
     """
@@ -70,6 +70,7 @@ class Plugins:
         self.schedulers: dict[str, Provided[SchedulerSpec]] = {}
         self.forwarders: dict[str, Provided[ForwarderSpec]] = {}
         self.datapaths: dict[str, Provided[DatapathSpec]] = {}
+        self.decapsulators: dict[str, Provided[DecapsulatorSpec]] = {}
         self.hooks: dict[Source, list[str]] = {}
         self.failures: list[Failure] = []
 
@@ -111,6 +112,7 @@ class Plugins:
             "lvskit_register_schedulers": (SchedulerSpec, self.schedulers),
             "lvskit_register_forwarders": (ForwarderSpec, self.forwarders),
             "lvskit_register_datapaths": (DatapathSpec, self.datapaths),
+            "lvskit_register_decapsulators": (DecapsulatorSpec, self.decapsulators),
         }
         for hook, impl in self._implementations(plugin, source):
             if hook not in tables:
@@ -171,6 +173,10 @@ class Plugins:
     def datapath(self, name: str) -> DatapathSpec:
         """Return the datapath's record; `UnknownPlugin` where there is none."""
         return self._find("datapath", self.datapaths, name)
+
+    def decapsulator(self, name: str) -> DecapsulatorSpec:
+        """Return the decapsulator's record; `UnknownPlugin` where there is none."""
+        return self._find("decapsulator", self.decapsulators, name)
 
     def _find(self, kind: str, table: Mapping[str, Provided[S]], name: str) -> S:
         if name in table:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from lvskit.interfaces import (
     ConnectionObserver,
     Datapath,
+    Decapsulator,
     Forwarder,
     RealServer,
     Scheduler,
@@ -125,6 +126,18 @@ class DatapathSpec(_Spec):
     """
 
     factory: Callable[[Any, Any], Datapath]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecapsulatorSpec(_Spec):
+    """What takes packets out of tunnels, chosen with ``lvskit realserver up --via NAME``.
+
+    Attributes:
+        factory: called by each command with the name of the interface by which tunnel packets
+            come in, and a word (letters, digits, hyphens) that is this network namespace's alone.
+    """
+
+    factory: Callable[[str, str], Decapsulator]
 
 
 class Registry(Protocol):

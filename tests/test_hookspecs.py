@@ -124,6 +124,13 @@ def test_register_datapaths_is_called() -> None:
     assert plugins.datapath("pigeons").factory is module.Pigeons
 
 
+def test_register_decapsulators_is_called() -> None:
+    module = example("lvskit_register_decapsulators")
+    plugins = Plugins()
+    plugins.add(module, Source("example", "examples", "1"))
+    assert plugins.decapsulator("card").factory is module.Card
+
+
 def test_the_connection_observer_hears_of_every_connection(capsys) -> None:
     heard = []
 

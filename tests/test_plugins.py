@@ -329,7 +329,7 @@ def test_a_hook_may_have_a_name_of_its_own() -> None:
 
 def test_unknown_names_without_any_plugin() -> None:
     plugins = Plugins()
-    for kind in ("scheduler", "forwarder", "datapath"):
+    for kind in ("scheduler", "forwarder", "datapath", "decapsulator"):
         with pytest.raises(lvskit.UnknownPlugin) as caught:
             getattr(plugins, kind)("x")
         assert str(caught.value) == f"unknown {kind} 'x'; installed: none"
@@ -353,6 +353,7 @@ def test_the_command_lists_what_is_installed(python) -> None:
     assert ["scheduler", "nth", "lvskit-good", "1.0", "the nth server"] in lines
     assert ["forwarder", "discard", "lvskit-good", "1.0", "no server at all"] in lines
     assert ["datapath", "pigeon", "lvskit-good", "1.0", "by carrier pigeon"] in lines
+    assert ["decapsulator", "straw", "lvskit-good", "1.0", "through a straw"] in lines
     hooks = next(line for line in lines if line[0] == "hooks")
     assert hooks[:4] == ["hooks", "good", "lvskit-good", "1.0"]
     assert hooks[4].startswith("lvskit_connection_observer, lvskit_server_added, ")
@@ -363,7 +364,7 @@ def test_the_command_lists_what_is_installed(python) -> None:
 def test_the_command_tells_what_failed(python) -> None:
     done = python("lvskit", "exits", "import-failure", arguments=["plugins"])
     assert done.returncode == 1
-    assert "scheduler  rr" in done.stdout
+    assert ["scheduler", "rr"] in [line.split()[:2] for line in done.stdout.splitlines()]
     assert [line.split(":")[:2] for line in done.stderr.splitlines()] == [
         ["not loaded", " lvskit-exits 0.1"],
         ["not loaded", " lvskit-import-failure 0.3"],

@@ -19,6 +19,8 @@ PUBLIC = [
     "Datapath",
     "DatapathError",
     "DatapathSpec",
+    "Decapsulator",
+    "DecapsulatorSpec",
     "Deliver",
     "Director",
     "Drop",

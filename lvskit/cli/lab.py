@@ -20,6 +20,13 @@ def add_parser(subparsers: Any) -> None:
     verbs = parser.add_subparsers(required=True, metavar="up|exec|status|down")
     up = verbs.add_parser("up", help="start it")
     up.add_argument("--no-director", action="store_true", help="do not start the director's daemon")
+    up.add_argument(
+        "--datapath",
+        choices=["live", "xdp"],
+        default="live",
+        help="the director's; with xdp (root's alone) the real servers take packets out of the"
+        " tunnel by XDP too (default: live)",
+    )
     up.set_defaults(func=_up)
     run = verbs.add_parser(
         "exec",
@@ -40,7 +47,8 @@ def add_parser(subparsers: Any) -> None:
 def _up(args: argparse.Namespace) -> int:
     from lvskit.lab import VIP, VIP6, Lab
 
-    lab = Lab.up(args.name, start_director=not args.no_director, tell=print)
+    director = not args.no_director
+    lab = Lab.up(args.name, start_director=director, datapath=args.datapath, tell=print)
     print(f"the lab is up; the VIPs are {VIP} and {VIP6}; `lvskit lab exec client -- COMMAND`")
     if lab.mode == "user":
         print("(all of it within a user namespace: it can do no harm to this machine)")

@@ -22,8 +22,9 @@ def add_parser(subparsers: Any) -> None:
         "plugins",
         help="list the installed plugins, and those that did not load",
         description=(
-            "List the installed schedulers, forwarding methods, datapaths and other hooks with "
-            "the distributions that brought them. The exit status is 1 if any did not load."
+            "List the installed schedulers, forwarding methods, datapaths, decapsulators and other "
+            "hooks with the distributions that brought them. The exit status is 1 if any did not "
+            "load."
         ),
     )
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -62,6 +63,7 @@ def listing(plugins: Plugins) -> list[dict[str, str]]:
         "scheduler": plugins.schedulers,
         "forwarder": plugins.forwarders,
         "datapath": plugins.datapaths,
+        "decapsulator": plugins.decapsulators,
     }
     rows = [
         _row(kind, name, provided.source, provided.spec.summary)

@@ -7,10 +7,11 @@ from typing import Any
 
 _UP = """\
 Makes this host take the packets of the VIPs out of the director's IP-in-IP tunnel: a tunnel
-device (the kernel's, or lvskit's own where the kernel has none), the VIPs on a device that
-answers no ARP, arp_ignore and arp_announce, no reverse path filter on the tunnel device, and
-routes for the VIPs' replies with an MSS that makes clients' packets fit the tunnel. Says each
-change with the command that does the same. A second call adds VIPs, and repairs what was lost.
+device (the kernel's, or lvskit's own where the kernel has none) or a program of a plugin on the
+interface, the VIPs on a device that answers no ARP, arp_ignore and arp_announce, no reverse path
+filter on the tunnel device, and routes for the VIPs' replies with an MSS that makes clients'
+packets fit the tunnel. Says each change with the command that does the same. A second call adds
+VIPs, and repairs what was lost.
 """
 
 
@@ -41,9 +42,16 @@ def add_parser(subparsers: Any) -> None:
     )
     up.add_argument(
         "--via",
-        choices=["auto", "kernel", "tun", "veth"],
         default="auto",
-        help="how packets come out of the tunnel (auto: the first of the others that is possible)",
+        metavar="WAY",
+        help="how packets come out of the tunnel: kernel, tun, veth, or a plugin's way, as xdp"
+        " (default: auto, the first of kernel, tun and veth that is possible)",
+    )
+    up.add_argument(
+        "--interface",
+        metavar="IF",
+        help="for a plugin's way, where tunnel packets come in (default: the one towards the"
+        " directors, or towards the VIPs)",
     )
     up.add_argument(
         "--tunnel-mtu",
@@ -60,12 +68,12 @@ def add_parser(subparsers: Any) -> None:
 
 def _up(args: argparse.Namespace) -> int:
     from lvskit.hostsetup import realserver
-    from lvskit.hostsetup.tunnel import Way
 
     changes = realserver.up(
         args.vip,
         args.director,
-        via=Way(args.via),
+        via=args.via,
+        interface=args.interface,
         tunnel_mtu=args.tunnel_mtu,
         dry_run=args.dry_run,
     )

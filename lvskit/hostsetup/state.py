@@ -14,11 +14,12 @@ from typing import Final
 import msgspec
 
 from lvskit.errors import ConfigError
+from lvskit.hostsetup.attached import Attached
 from lvskit.hostsetup.changes import Address, Rule, Sysctl
 from lvskit.hostsetup.routes import Routes
 from lvskit.hostsetup.tunnel import Decapsulator, KernelTunnel
 
-AnyStep = Sysctl | KernelTunnel | Decapsulator | Routes | Rule | Address
+AnyStep = Sysctl | KernelTunnel | Decapsulator | Attached | Routes | Rule | Address
 _SO_NETNS_COOKIE: Final = 71  # Linux 5.14
 
 

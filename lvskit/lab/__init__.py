@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lvskit.lab.cluster import Lab, director_command, possible
+from lvskit.lab.cluster import Lab, possible
+from lvskit.lab.director import director_command
 from lvskit.lab.topology import HOSTS, VIP, VIP6, Host
 
 __all__ = ["HOSTS", "VIP", "VIP6", "Host", "Lab", "director_command", "possible"]

@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -21,6 +20,7 @@ from lvskit.errors import ConfigError, DatapathError
 from lvskit.hostsetup.process import Process
 from lvskit.hostsetup.state import runtime_directory
 from lvskit.lab import namespaces
+from lvskit.lab.director import LabDatapath, answers, director_command
 from lvskit.lab.state import MARK, LabState, end_abandoned
 from lvskit.lab.topology import HOSTS
 
@@ -31,12 +31,6 @@ _HELP: Final = (
     " kernel.apparmor_restrict_unprivileged_userns=0"
 )
 _DIRECTOR_PATIENCE_S: Final = 10.0
-
-
-def director_command(socket_path: Path) -> list[str]:
-    """Return the command that runs the director's daemon."""
-    argv = [sys.executable, "-m", "lvskit", "run", "--datapath", "live"]
-    return [*argv, "--socket", str(socket_path)]
 
 
 def _mode() -> tuple[Literal["root", "user"] | None, str]:
@@ -85,6 +79,7 @@ class Lab:
         servers: bool = True,
         start_director: bool = True,
         owned: bool = False,
+        datapath: LabDatapath = "live",
         tell: Callable[[str], None] = lambda _: None,
     ) -> Lab:
         """Start a lab; what a crashed one of the same name left is removed first.
@@ -96,6 +91,8 @@ class Lab:
             servers: start the small servers on the real servers and on the director.
             start_director: start the director's daemon, and wait until it answers.
             owned: it ends with this process; if that cannot end it, the next `up` does.
+            datapath: of the director; with `xdp`, which root alone can have, the real servers take
+                packets out of the tunnel by XDP too.
             tell: called with a line for each thing done.
 
         Raises:
@@ -114,13 +111,16 @@ class Lab:
         mode, reason = _mode()
         if mode is None:
             raise DatapathError(reason)
+        if datapath == "xdp" and mode != "root":
+            raise DatapathError("no BPF works in a user namespace: run it as root for xdp")
         if old is not None:
             old.end()
             shutil.rmtree(directory)
             tell(f"removed what was left of a lab {name!r} that had crashed")
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = Process.of(os.getpid()) if owned else None
-        lab = cls(name, directory, LabState(mark=secrets.token_hex(16), mode=mode, owner=owner))
+        mark = secrets.token_hex(16)
+        lab = cls(name, directory, LabState(mark=mark, mode=mode, owner=owner, datapath=datapath))
         try:
             lab._hold(vips=vips, realservers=realservers)
             tell(f"made the hosts {', '.join(lab.hosts)}")
@@ -204,6 +204,8 @@ class Lab:
         paths = [f"/proc/{process.pid}/ns/{kind}" for kind in namespaces.KINDS]
         if self._state.mode == "root":
             paths[0] = "-"
+        if self._state.datapath != "xdp":
+            paths[-1] = "-"
         return [*_PROGRAM, *paths, *options, "--", *command]
 
     def environment(self, host: str) -> dict[str, str]:
@@ -253,6 +255,7 @@ class Lab:
         command += ["--user"] if self._state.mode == "user" else []
         command += [] if vips else ["--no-vips"]
         command += [] if realservers else ["--no-realservers"]
+        command += ["--xdp"] if self._state.datapath == "xdp" else []
         self._save()
         log = self.directory / "holder.log"
         with open(log, "ab") as errors:
@@ -302,7 +305,8 @@ class Lab:
 
     def _start_director(self) -> None:
         log = self.directory / "director.log"
-        command = self.argv("director", director_command(self.socket), "--log", str(log))
+        director = director_command(self.socket, self._state.datapath)
+        command = self.argv("director", director, "--log", str(log))
         started = subprocess.run(
             command,
             env=self.environment("director"),
@@ -314,23 +318,11 @@ class Lab:
         self._state.daemons["director"] = daemon
         self._save()
         deadline = time.monotonic() + _DIRECTOR_PATIENCE_S
-        while not _answers(self.socket):
+        while not answers(self.socket):
             if not daemon.running or time.monotonic() > deadline:
                 state = "does not answer" if daemon.running else "ended at once"
                 raise DatapathError(f"the director {state}; its last words:\n{_tail(log)}")
             time.sleep(0.05)
-
-
-def _answers(path: Path) -> bool:
-    request = {"jsonrpc": "2.0", "id": 1, "method": "status"}
-    try:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(1.0)
-            sock.connect(str(path))
-            sock.sendall(json.dumps(request).encode() + b"\n")
-            return bool(sock.recv(1))
-    except OSError:
-        return False
 
 
 def _tail(log: Path) -> str:

@@ -1,6 +1,6 @@
 """The process that keeps the lab's namespaces, and makes the network in them.
 
-    python -m lvskit.lab.holder [--user]
+    python -m lvskit.lab.holder [--user] [--xdp]
 
 It becomes a daemon and prints its number, starts one child in a new network and UTS namespace
 for every host, lets another child make the network, and prints one line of JSON: the children's
@@ -28,6 +28,7 @@ from lvskit.lab.namespaces import (
     NEWUTS,
     become_root_of_new_user_namespace,
     enter,
+    mount_own,
     unshare,
 )
 from lvskit.lab.topology import HOSTS, SEGMENT, VIP, VIP6, Host, build_host, build_segment
@@ -115,24 +116,30 @@ def _close_standard_files(*more: int) -> None:
         os.close(number)
 
 
-def build(holders: dict[str, int], *, realservers: bool, vips: bool) -> None:
-    """Make the network, the director's VIPs, and set the real servers up."""
+def build(holders: dict[str, int], *, realservers: bool, vips: bool, xdp: bool) -> None:
+    """Make the network, the director's VIPs, and set the real servers up.
+
+    Args:
+        holders: for each host, and the segment, a process in its network namespace.
+        realservers, vips: whether to set those up.
+        xdp: cables and real servers are such as the director's datapath `xdp` needs.
+    """
     # The children that do the work share the modules that are loaded here, once.
     import pyroute2  # noqa: F401
 
     from lvskit.hostsetup import add_vip, up
 
     def make(host: Host) -> None:
-        build_host(host)
+        build_host(host, xdp=xdp)
         if host.holds_vip and vips:
             add_vip(VIP)
             add_vip(VIP6)
         if host.serves and realservers:
             directors = [each for each in HOSTS if each.holds_vip]
             senders = [a for each in directors for a in (each.address, each.address6)]
-            up([VIP, VIP6], senders)
+            up([VIP, VIP6], senders, via="xdp" if xdp else "auto")
 
-    inside(holders[SEGMENT], SEGMENT, partial(build_segment, holders))
+    inside(holders[SEGMENT], SEGMENT, partial(build_segment, holders, xdp=xdp))
     for each in HOSTS:
         inside(holders[each.name], each.name, partial(make, each))
 
@@ -141,6 +148,7 @@ def main() -> None:
     """Become a daemon, make everything, say so, and wait."""
     parser = argparse.ArgumentParser(prog="lvskit.lab.holder")
     parser.add_argument("--user", action="store_true", help="in a user namespace of its own")
+    parser.add_argument("--xdp", action="store_true", help="for the datapath xdp")
     parser.add_argument("--no-vips", action="store_true")
     parser.add_argument("--no-realservers", action="store_true")
     given = parser.parse_args()
@@ -150,11 +158,18 @@ def main() -> None:
     try:
         if given.user:
             become_root_of_new_user_namespace()
+        if given.xdp:
+            mount_own("bpf", "/sys/fs/bpf")
         holders = {name: keep(name) for name in [SEGMENT, *(host.name for host in HOSTS)]}
         # In a child, so that what it loads does not stay in memory for as long as the lab does.
         forked(
             "lab",
-            lambda: build(holders, realservers=not given.no_realservers, vips=not given.no_vips),
+            lambda: build(
+                holders,
+                realservers=not given.no_realservers,
+                vips=not given.no_vips,
+                xdp=given.xdp,
+            ),
         )
     except (LvskitError, OSError) as err:
         print(json.dumps({"error": str(err)}), flush=True)

@@ -1,10 +1,10 @@
 """Linux namespaces, by the two system calls there are; and a program that enters them.
 
-    python namespaces.py USER NET UTS -- COMMAND…
-    python namespaces.py USER NET UTS --log FILE -- COMMAND…
+    python namespaces.py USER NET UTS MNT -- COMMAND…
+    python namespaces.py USER NET UTS MNT --log FILE -- COMMAND…
     python namespaces.py --probe root|user
 
-The first joins the namespaces that three paths name (`-` for one that is not to be joined) and
+The first joins the namespaces that four paths name (`-` for one that is not to be joined) and
 becomes the command; the second prints a process number and leaves the command running by itself;
 the third says why there can be no lab, or nothing. It is run as a file, without site-packages,
 which takes 15 ms, and so imports nothing of lvskit.
@@ -20,12 +20,14 @@ import struct
 import sys
 from typing import Final
 
+NEWNS: Final = 0x00020000
 NEWUTS: Final = 0x04000000
 NEWUSER: Final = 0x10000000
 NEWNET: Final = 0x40000000
-KINDS: Final = {"user": NEWUSER, "net": NEWNET, "uts": NEWUTS}
+KINDS: Final = {"user": NEWUSER, "net": NEWNET, "uts": NEWUTS, "mnt": NEWNS}
 """The namespaces of a host of the lab, in the order of joining: the first one permits the rest."""
 
+_MS_REC, _MS_SLAVE = 0x4000, 0x80000
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP: Final = 1
 # Python has os.setns and os.unshare only from 3.12 on.
@@ -66,11 +68,23 @@ def become_root_of_new_user_namespace() -> None:
             file.write(content)
 
 
+def mount_own(kind: str, place: str) -> None:
+    """Mount a file system where this process and its children alone see it.
+
+    It goes with the last of them. What the machine mounts meanwhile is seen as well.
+    """
+    unshare(NEWNS)
+    _checked(_libc.mount(None, b"/", None, _MS_REC | _MS_SLAVE, None), "/")
+    _checked(_libc.mount(kind.encode(), place.encode(), kind.encode(), 0, None), place)
+
+
 def enter(paths: dict[str, str]) -> None:
-    """Join namespaces, given as paths by kind."""
+    """Join namespaces, given as paths by kind; the working directory stays."""
+    here = os.getcwd()
     for kind, flag in KINDS.items():
         if kind in paths:
             setns(paths[kind], flag)
+    os.chdir(here)
 
 
 def probe(*, user: bool) -> str:
@@ -115,9 +129,9 @@ def main(arguments: list[str]) -> None:
     if arguments[0] == "--probe":
         print(probe(user=arguments[1] == "user"))
         return
-    paths = dict(zip(KINDS, arguments[:3], strict=True))
+    paths = dict(zip(KINDS, arguments[:4], strict=True))
     split = arguments.index("--")
-    options, command = arguments[3:split], arguments[split + 1 :]
+    options, command = arguments[4:split], arguments[split + 1 :]
     enter({kind: path for kind, path in paths.items() if path != "-"})
     if options:
         detach(options[1])

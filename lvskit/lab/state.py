@@ -18,6 +18,7 @@ import msgspec
 from lvskit.errors import ConfigError
 from lvskit.hostsetup.process import Process
 from lvskit.hostsetup.state import write_private
+from lvskit.lab.director import LabDatapath
 
 MARK: Final = "LVSKIT_LAB"
 """The environment variable that holds the mark."""
@@ -35,6 +36,7 @@ class LabState(msgspec.Struct, kw_only=True):
         hosts: for each host, the process that is first in its namespaces.
         daemons: what runs in them: name and process.
         owner: the process that the lab ends with; None if it stays until it is ended.
+        datapath: the director's; with "xdp", the hosts share a BPF file system of the lab's own.
     """
 
     mark: str
@@ -43,6 +45,7 @@ class LabState(msgspec.Struct, kw_only=True):
     hosts: dict[str, Process] = {}
     daemons: dict[str, Process] = {}
     owner: Process | None = None
+    datapath: LabDatapath = "live"
 
     @classmethod
     def load(cls, path: Path) -> LabState | None:

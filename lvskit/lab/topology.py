@@ -9,13 +9,20 @@ Every host is a network namespace with one device, eth0; the addresses are the t
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import ipaddress
+import socket
+import struct
 from dataclasses import dataclass
 from typing import Final
 
 SEGMENT: Final = "segment"
 VIP: Final = "192.168.1.176"
 VIP6: Final = "2001:db8::176"
+# Linux include/uapi/linux/sockios.h and ethtool.h
+_SIOCETHTOOL: Final = 0x8946
+_ETHTOOL_STXCSUM: Final = 0x17
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +66,14 @@ def host(name: str) -> Host | None:
     return next((host for host in HOSTS if host.name == name), None)
 
 
-def build_segment(holders: dict[str, int]) -> None:
+def build_segment(holders: dict[str, int], *, xdp: bool) -> None:
     """Make the bridge, and a cable from it to every host; called in the segment's namespace.
 
     Args:
         holders: for each host, a process in its network namespace.
+        xdp: frames that the director's XDP sends into its cable come out of it.
     """
+    from lvskit.hostsetup.attached import Attached
     from lvskit.hostsetup.netlink import Netlink
 
     quiet("all", "default")
@@ -79,10 +88,19 @@ def build_segment(holders: dict[str, int]) -> None:
             cable = {"ifname": "eth0", "net_ns_pid": holders[host.name]}
             kernel.add_link(host.name, "veth", peer=cable)
             kernel.set_link(host.name, master=bridge.index, state="up")
+            if xdp and host.holds_vip:
+                # veth hands them on only to an end that has a program too (veth_xdp_flush); one
+                # that has nothing to take out of a tunnel passes everything.
+                Attached(way="xdp", interface=host.name, place=SEGMENT).apply(kernel)
 
 
-def build_host(host: Host) -> None:
-    """Give a host its addresses; called in its namespace, after `build_segment`."""
+def build_host(host: Host, *, xdp: bool) -> None:
+    """Give a host its addresses; called in its namespace, after `build_segment`.
+
+    Args:
+        host: which one.
+        xdp: its packets have their checksums, which XDP does not fill in for the card.
+    """
     from lvskit.hostsetup.netlink import Netlink
 
     quiet("all", "default", "eth0")
@@ -91,8 +109,18 @@ def build_host(host: Host) -> None:
             kernel.set_link(name, state="up")
         link = kernel.link("eth0")
         assert link is not None
+        if xdp:
+            fill_checksums("eth0")
         kernel.add_address(ipaddress.IPv4Address(host.address), 24, link)
         kernel.add_address(ipaddress.IPv6Address(host.address6), 64, link)
+
+
+def fill_checksums(device: str) -> None:
+    """Leave no checksum of what a device sends to the card, as `ethtool -K … tx off` does."""
+    value = ctypes.create_string_buffer(struct.pack("II", _ETHTOOL_STXCSUM, 0))
+    request = struct.pack("16sQ16x", device.encode(), ctypes.addressof(value))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, _SIOCETHTOOL, request)
 
 
 def quiet(*scopes: str) -> None:

@@ -247,7 +247,7 @@ def test_the_commands(monkeypatch):
 def test_a_director_that_does_not_start():
     command = [sys.executable, "-c", "import sys; sys.exit('no such thing')"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lvskit.lab.cluster.director_command", lambda _: command)
+        patch.setattr("lvskit.lab.cluster.director_command", lambda *_: command)
         with pytest.raises(lvskit.LvskitError, match=r"the director ended at once.*\n.*no such"):
             Lab.up(NAME, vips=False, servers=False, realservers=False)
     assert not (runtime_directory() / f"lab-{NAME}").exists()

@@ -76,6 +76,17 @@ def test_a_second_program_is_refused(load: Read, veth: Veth) -> None:
         other.programs["xdp_count"].attach(veth.near, "native").close()
 
 
+def test_a_program_is_found_by_its_number(load: Read, bpf: None) -> None:
+    with load("maps").load() as loaded:
+        program = loaded.programs["xdp_count"]
+        number = program.info().id
+        with Program.of(number) as same:
+            assert (same.name, same.info()) == ("xdp_count", program.info())
+    with pytest.raises(BpfError, match=f"cannot open the program {number}: ") as caught:
+        Program.of(number)
+    assert caught.value.errno == errno.ENOENT
+
+
 def test_an_interface_that_is_not_there(load: Read, veth: Veth) -> None:
     with (
         load("maps").load() as loaded,

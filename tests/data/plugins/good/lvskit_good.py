@@ -68,6 +68,11 @@ def lvskit_register_datapaths():
 
 
 @lvskit.hookimpl
+def lvskit_register_decapsulators():
+    return [lvskit.DecapsulatorSpec(name="straw", factory=print, summary="through a straw")]
+
+
+@lvskit.hookimpl
 def lvskit_connection_observer(service):
     return Watch()
 

@@ -1,41 +1,13 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
- * From the bytes of a frame to what the program goes by. Sources: RFC 791, 8200, 9293, 768. */
+ * From the bytes of a frame to what the program goes by. Sources: RFC 9293, 768. */
 #ifndef LVSKIT_PARSE_H
 #define LVSKIT_PARSE_H
 
+#include "headers.h"
 #include "maps.h"
 
-enum { ETHERTYPE_IPV4 = 0x0800, ETHERTYPE_IPV6 = 0x86dd };
 enum { FIN = 1, SYN = 2, RST = 4 };
-enum { DF_BE = 0x0040, FRAGMENT_BE = 0xff3f };
-
-struct ethernet {
-	u8 target[6];
-	u8 source[6];
-	u16 type_be;
-};
-
-struct ipv4 {
-	u8 version_length;
-	u8 tos;
-	u16 length_be;
-	u16 identification_be;
-	u16 fragment_be;
-	u8 ttl;
-	u8 protocol;
-	u16 checksum;
-	u32 source;
-	u32 target;
-};
-
-struct ipv6 {
-	u32 class_be;
-	u16 length_be;
-	u8 protocol;
-	u8 hops;
-	u32 source[4];
-	u32 target[4];
-};
+enum { DF_BE = 0x0040 };
 
 /* The ports are in the same place for both; the rest is TCP's. */
 struct transport {

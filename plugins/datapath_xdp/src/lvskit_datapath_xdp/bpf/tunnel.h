@@ -7,8 +7,6 @@
 
 #include "parse.h"
 
-enum { IPIP = 4, IPV6 = 41, CE = 3, ECT0 = 2 };
-
 /* Whether a tunnel takes a packet: the reason why not, or -1. */
 INLINE int refused(const struct server *server, const struct packet *packet)
 {

@@ -138,6 +138,14 @@ class Program(Handle):
             raise
         return program
 
+    @classmethod
+    def of(cls, number: int) -> Self:
+        """Open the program of the kernel's `number`, whoever loaded it; needs CAP_SYS_ADMIN."""
+        attr = bytearray(struct.pack("<III", number, 0, 0))
+        program = cls(bpf(Command.PROG_GET_FD, attr, f"open the program {number}"), str(number))
+        program.name = program.info().name
+        return program
+
     def info(self) -> ProgramInfo:
         """Return what the kernel knows of it."""
         count = _INFO.unpack(object_info(self.fd, bytearray(_INFO.size)))[9]

@@ -34,6 +34,7 @@ class Command(IntEnum):
     OBJ_PIN = 6
     OBJ_GET = 7
     PROG_TEST_RUN = 10
+    PROG_GET_FD = 13
     OBJ_GET_INFO = 15
     BTF_LOAD = 18
     MAP_FREEZE = 22
