@@ -70,7 +70,7 @@ class Status(msgspec.Struct):
 
     Attributes:
         version: of ip_vs, whose behaviour this is.
-        uptime_s: seconds since the daemon's start.
+        started: when the daemon began, and `now`, the time of this reading: monotonic seconds.
         datapath: what carries the packets.
         size: the most entries of the connection table; `entries`: those in it.
         timeouts: as they are, whether given or not.
@@ -89,7 +89,8 @@ class Status(msgspec.Struct):
     """
 
     version: str
-    uptime_s: float
+    started: float
+    now: float
     datapath: DatapathStatus
     size: int
     timeouts: Timeouts

@@ -166,7 +166,8 @@ class Control:
         stats, rates = figures(director.estimator)
         return Status(
             version=IPVS_VERSION,
-            uptime_s=now - self._started,
+            started=self._started,
+            now=now,
             datapath=self._datapath(),
             size=table.size,
             timeouts=self._timeouts(),

@@ -7,7 +7,7 @@ import itertools
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from lvskit.control.client import Client, connect
+from lvskit.control.client import connect
 from lvskit.errors import ConfigError, RpcError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 EXTRA: Final = "lvskit[top]"
 """What installs the screen."""
-SILENCE_S: Final = 5.0
+SILENCE_S: Final = 10.0
 """How long the daemon may take for a reading."""
 LEAST_S: Final = 0.1
 """The shortest interval."""
@@ -52,8 +52,8 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(func=_top)
 
 
-def read(client: Client) -> Status:
-    """Return a reading of the daemon.
+def read() -> Status:
+    """Return a reading of the daemon, which may be another one each time.
 
     Raises:
         RpcError: it does not answer, or answers as another version of lvskit.
@@ -62,8 +62,10 @@ def read(client: Client) -> Status:
 
     from lvskit.config.status import Status
 
+    with connect(timeout_s=SILENCE_S) as client:
+        told = client.call("status")
     try:
-        return msgspec.convert(client.call("status"), Status)
+        return msgspec.convert(told, Status)
     except msgspec.ValidationError as err:
         raise RpcError(f"the daemon is of another version of lvskit: {err}") from err
 
@@ -87,8 +89,7 @@ def _top(arguments: argparse.Namespace) -> int:
             f"the screen of `lvskit top` needs textual, which is not installed: "
             f"pip install '{EXTRA}'; `lvskit top --json` works without it"
         ) from err
-    with connect(timeout_s=SILENCE_S) as client:
-        read(client)  # what is wrong is said here, and not on a screen
+    read()  # what is wrong is said here, and not on a screen
     Top(arguments.interval).run()
     return 0
 
@@ -98,14 +99,13 @@ def _print(interval_s: float, count: int) -> int:
 
     from lvskit.cli.top.figures import compare
 
-    with connect() as client:
-        before, due = read(client), time.monotonic()
-        for number in itertools.count(1):
-            due += interval_s
-            time.sleep(max(0.0, due - time.monotonic()))
-            now = read(client)
-            print(msgspec.json.encode(compare(before, now)).decode(), flush=True)
-            if number == count:
-                return 0
-            before = now
+    before, due = read(), time.monotonic()
+    for number in itertools.count(1):
+        due += interval_s
+        time.sleep(max(0.0, due - time.monotonic()))
+        now = read()
+        print(msgspec.json.encode(compare(before, now)).decode(), flush=True)
+        if number == count:
+            break
+        before = now
     return 0

@@ -132,12 +132,12 @@ def compare(before: Status | None, now: Status) -> Figures:
     has the averages that the director estimates, and counts have no rate then.
 
     Args:
-        before: an earlier reading of the same daemon; one that is not earlier is not used.
+        before: an earlier reading; not used where it is not earlier, or another daemon's.
         now: the reading.
     """
-    if before is not None and before.uptime_s >= now.uptime_s:
+    if before is not None and (before.started != now.started or before.now >= now.now):
         before = None
-    seconds = None if before is None else now.uptime_s - before.uptime_s
+    seconds = None if before is None else now.now - before.now
     earlier: dict[str, ServiceStatus] = {}
     carried: dict[str, int] = {}
     lost: dict[str, int] = {}
@@ -147,7 +147,7 @@ def compare(before: Status | None, now: Status) -> Figures:
         carried, lost, table = before.datapath.figures, before.lost, _in_table(before)
     carrying = now.datapath
     return Figures(
-        uptime_s=now.uptime_s,
+        uptime_s=now.now - now.started,
         interval_s=seconds,
         datapath=Datapath(
             name=carrying.name,

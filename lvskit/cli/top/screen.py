@@ -18,10 +18,9 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.widgets import Footer, Input, Static
 
-from lvskit.cli.top import LEAST_S, SILENCE_S, read, view
+from lvskit.cli.top import LEAST_S, read, view
 from lvskit.cli.top.figures import Figures, compare
 from lvskit.config.status import Status
-from lvskit.control.client import Client, connect
 from lvskit.errors import LvskitError
 
 _KEPT: Final = 240  # readings whose rates are remembered; more than columns on most screens
@@ -102,7 +101,6 @@ class Top(App[None]):
         super().__init__()
         self.interval_s = interval_s
         self._host = socket.gethostname()
-        self._client: Client | None = None
         self._before: Status | None = None
         self._figures: Figures | None = None
         self._order = view.Order()
@@ -112,23 +110,18 @@ class Top(App[None]):
         self._conns: deque[float] = deque(maxlen=_KEPT)
         self._courses: Courses = {}
         self._hurry = asyncio.Event()
+        self._heading, self._said = Static(id="heading"), Static(id="said")
+        self._listing = Listing()
+        self._filter = Input(id="filter", placeholder="part of a name, an address or a state")
 
     def compose(self) -> ComposeResult:
         """Put the parts below one another."""
-        yield Static(id="heading")
-        yield Listing()
-        yield Input(id="filter", placeholder="part of a name, an address, a scheduler or a state")
-        yield Static(id="said")
-        yield Footer()
+        yield from (self._heading, self._listing, self._filter, self._said, Footer())
 
     def on_mount(self) -> None:
         """Begin to read."""
-        self.query_one(Listing).focus()
+        self._listing.focus()
         self.run_worker(self._watch())
-
-    def on_unmount(self) -> None:
-        """Let go of the daemon."""
-        self._leave()
 
     # --- readings ---
 
@@ -137,9 +130,9 @@ class Top(App[None]):
         while True:
             began = time.monotonic()
             try:
-                self._take(await asyncio.to_thread(self._read))
+                # In a thread of its own, for the daemon may take its time.
+                self._take(await asyncio.to_thread(read))
             except LvskitError as err:
-                self._leave()
                 self._trouble = str(err)
             self._show()
             self._hurry.clear()
@@ -149,21 +142,12 @@ class Top(App[None]):
             except TimeoutError:
                 pass
 
-    def _read(self) -> Status:
-        """Return a reading; in a thread of its own, for the daemon may take its time."""
-        if self._client is None:
-            self._client = connect(timeout_s=SILENCE_S)
-        return read(self._client)
-
-    def _leave(self) -> None:
-        client, self._client = self._client, None
-        self._before = None  # another daemon counts from 0
-        if client is not None:
-            client.close()
-
     def _take(self, now: Status) -> None:
         figures = compare(self._before, now)
         self._before, self._trouble = now, ""
+        if self._paused:
+            return
+        self._figures = figures
         self._conns.append(figures.rates.conns)
         courses = self._courses
         self._courses = {}
@@ -171,25 +155,22 @@ class Top(App[None]):
             course = courses.get(line.key) or deque(maxlen=_KEPT)
             course.append(line.row.rates.inpkts)
             self._courses[line.key] = course
-        if not self._paused:
-            self._figures = figures
 
     # --- the screen ---
 
     def _show(self) -> None:
         """Bring the screen to what is known."""
+        if not self._listing.is_attached:
+            return  # it has gone, or is still to come
         figures = self._figures
-        listing = self.query_one(Listing)
-        rows = []
+        rows: list[view.Line] = []
         if figures is not None:
             rows = view.lines(figures, self._order, self._wanted)
-            width = self.size.width
-            heading = view.heading(figures, self._host, self._conns, width)
-            self.query_one("#heading", Static).update(heading)
-        listing.show(rows, self._order, self._courses)
-        said = self.query_one("#said", Static)
-        said.set_class(bool(self._trouble), "trouble")
-        said.update(Text(self._trouble or self._summary(len(rows)), no_wrap=True))
+            heading = view.heading(figures, self._host, self._conns, self.size.width)
+            self._heading.update(heading)
+        self._listing.show(rows, self._order, self._courses)
+        self._said.set_class(bool(self._trouble), "trouble")
+        self._said.update(Text(self._trouble or self._summary(len(rows)), no_wrap=True))
 
     def _summary(self, shown: int) -> str:
         words = [f"every {self.interval_s:g} s"]
@@ -228,7 +209,7 @@ class Top(App[None]):
         self._show()
 
     def action_pause(self) -> None:
-        """Hold the picture, or let it go on; readings are taken all the time."""
+        """Hold the picture, or let it go on with the next reading."""
         self._paused = not self._paused
         self._show()
 
@@ -245,15 +226,14 @@ class Top(App[None]):
 
     def action_filter(self) -> None:
         """Ask for the filter."""
-        field = self.query_one("#filter", Input)
-        field.display = True
-        field.focus()
+        self._filter.display = True
+        self._filter.focus()
 
     def action_all(self) -> None:
         """Show all services again."""
-        self.query_one("#filter", Input).value = ""
+        self._filter.value = ""
         self._close_filter()
 
     def _close_filter(self) -> None:
-        self.query_one("#filter", Input).display = False
-        self.query_one(Listing).focus()
+        self._filter.display = False
+        self._listing.focus()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from rich.text import Text
 
@@ -21,6 +21,7 @@ from lvskit.cli.top.figures import (
 from lvskit.cli.top.words import bar, course, duration, fit, short
 
 Subject = ServiceFigures | ServerFigures
+_Rows = TypeVar("_Rows", ServiceFigures, ServerFigures)
 
 LABEL: Final = "grey58"
 ALARM: Final = "bold red"
@@ -69,7 +70,7 @@ class Order:
     column: int = NAME
     backward: bool = False
 
-    def sort(self, rows: Sequence[Subject]) -> list[Subject]:
+    def sort(self, rows: Sequence[_Rows]) -> list[_Rows]:
         """Return `rows` in this order; those that are equal, by name."""
         ordered = sorted(rows, key=_by_name)
         if self.column != NAME:
@@ -114,24 +115,19 @@ def lines(figures: Figures, order: Order, wanted: str = "") -> list[Line]:
         figures: what is.
         order: how they are sorted.
         wanted: services whose names or schedulers have this in them, with all of their servers, and
-            servers whose addresses, methods or states have it, with their services.
+            servers whose addresses or states have it, with their services.
     """
     word = wanted.casefold()
-    shown = []
+    shown: list[Line] = []
     for service in order.sort(figures.services):
-        assert isinstance(service, ServiceFigures)
         servers = order.sort(service.servers)
         if word not in f"{service.name} {service.scheduler}".casefold():
-            servers = [server for server in servers if word in _said(server)]
+            servers = [each for each in servers if word in f"{each.address} {each.state}"]
             if not servers:
                 continue
-        shown += [Line(service.name, row) for row in (service, *servers)]
+        shown.append(Line(service.name, service))
+        shown += [Line(service.name, server) for server in servers]
     return shown
-
-
-def _said(row: Subject) -> str:
-    words = (row.address, row.method, row.state) if isinstance(row, ServerFigures) else ()
-    return " ".join(words).casefold()
 
 
 class Layout:
@@ -167,7 +163,8 @@ class Layout:
                 cell = f"{arrow if chosen else ''}{name}".rjust(width)
             text.append(cell, _CHOSEN if chosen else "bold")
         if self.trend:
-            text.append(f" {_TREND}, the last {self.trend}"[: self.trend + 1], "bold")
+            title = f" {_TREND}, the last {self.trend}"
+            text.append(title[: self.trend + 1].ljust(self.trend + 1), "bold")
         return text
 
     def line(self, line: Line, history: Sequence[float]) -> Text:
