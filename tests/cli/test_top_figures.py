@@ -272,7 +272,7 @@ def test_whatever_happens_what_passed_is_what_is_told(steps: list[tuple[Any, Any
             check(told, passed, changed, there, world.now - before.now)
             if told.interval_s is not None:
                 before, passed = now, Counter()
-                changed.clear()
+                changed = set(PORTS) - there
         else:
             apply(world, there, step, what, more)
             changed |= {what} - there
@@ -301,7 +301,7 @@ def apply(world: World, there: set[int], step: str, port: int, server: str | Non
 def check(
     told: Figures, passed: Counter[int], changed: set[int], there: set[int], seconds: float
 ) -> None:
-    """Hold what is told against what passed, where `changed` are other services than before."""
+    """Hold what is told against what passed, where `changed` are not the services of before."""
     assert told.interval_s == (seconds or None)
     assert {service.name for service in told.services} == {f"udp {VIP}:{port}" for port in there}
     for row in (told, *told.services, *(s for each in told.services for s in each.servers)):

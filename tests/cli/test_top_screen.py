@@ -79,7 +79,7 @@ async def stage(socket: Path, size: tuple[int, int] = (80, 24)) -> AsyncIterator
         Top(INTERVAL_S).run_test(size=size) as pilot,
     ):
         here = Stage(server, pilot)
-        await here.until(lambda: "192.168.1.191" in here.text())
+        await here.until(lambda: "192.168.1.191" in here.text() and "Quit" in here.lines()[-1])
         yield here
 
 
@@ -196,7 +196,7 @@ def test_the_interval_is_changed(on_stage: Callable[..., None]) -> None:
 
 def test_more_than_fits_scrolls_under_its_titles(on_stage: Callable[..., None]) -> None:
     async def scene(here: Stage) -> None:
-        assert "192.168.1.183" not in here.text()
+        await here.until(lambda: "192.168.1.183" not in here.text())
         await here.pilot.press("end")
         await here.until(lambda: "192.168.1.183" in here.text())
         assert "Service, server" in here.text()
