@@ -129,13 +129,13 @@ class Top(App[None]):
         """Take a reading at each interval; where the daemon has gone, wait for it to be back."""
         while True:
             began = time.monotonic()
+            self._hurry.clear()
             try:
                 # In a thread of its own, for the daemon may take its time.
                 self._take(await asyncio.to_thread(read))
             except LvskitError as err:
                 self._trouble = str(err)
             self._show()
-            self._hurry.clear()
             try:
                 left = began + self.interval_s - time.monotonic()
                 await asyncio.wait_for(self._hurry.wait(), max(left, 0.01))
