@@ -34,7 +34,8 @@ def main(arguments: list[str]) -> int:
         install("tox", project["dependency-groups"]["runner"])
         return run("tox", "run", *rest)
     if command in ("demo", "lvskit", "lvsadm"):
-        checkout = [word for path in (TOP, *PLUGINS) for word in ("--editable", str(path))]
+        paths = (f"{TOP}[top]", *PLUGINS)
+        checkout = [word for path in paths for word in ("--editable", str(path))]
         install("lvskit", checkout)
         return run("lvskit", "demo", *rest) if command == "demo" else run(command, *rest)
     print(__doc__)

@@ -124,7 +124,7 @@ def loaded_by(*arguments: str) -> set[str]:
     return {row.rsplit("|", 1)[1].strip() for row in rows}
 
 
-HEAVY = {"scapy", "pyroute2"}
+HEAVY = {"scapy", "pyroute2", "textual", "rich"}
 
 
 @pytest.mark.parametrize(

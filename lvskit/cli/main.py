@@ -14,7 +14,7 @@ from lvskit.control.paths import SOCKET_VARIABLE, default_socket
 from lvskit.errors import LvskitError
 
 COMMANDS: Final = (
-    "run", "state", "settings", "config", "plugins", "vip", "realserver", "lab", "demo",
+    "run", "state", "top", "settings", "config", "plugins", "vip", "realserver", "lab", "demo",
 )  # fmt: skip
 """Modules of `lvskit.cli`, each with an `add_parser`, in the order that the help has them."""
 
@@ -29,6 +29,7 @@ a director:
   lvsadm -A -t 192.168.1.176:telnet -s wlc -p
   lvsadm -a -t 192.168.1.176:telnet -r 192.168.1.181 -i
   lvskit status                        what there is, and what passes
+  lvskit top                           watch it
   lvskit set drop_entry=1              withstand a SYN flood; `lvskit settings` lists the rest
   lvskit save > lvskit.toml            keep it
   lvskit config check lvskit.toml      what is wrong with a file

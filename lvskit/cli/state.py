@@ -91,6 +91,7 @@ def _server_row(server: dict[str, Any]) -> list[str]:
     config = server["config"]
     weight = config.get("weight", 1)
     notes = ["quiesced"] * (weight == 0) + ["overloaded"] * server["overloaded"]
+    notes += ["unreachable"] * (not server["reachable"])
     return [
         config["address"],
         config.get("method", "tunnel"),

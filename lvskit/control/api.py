@@ -20,24 +20,22 @@ from lvskit.config.model import (
     Timeouts,
     parse_endpoint,
     parse_netmask,
-    server_of,
     service_of,
 )
 from lvskit.config.settings import SHORT, in_short
 from lvskit.config.status import (
     ConnectionStatus,
-    ServerStatus,
+    DatapathStatus,
     ServiceStatus,
     SettingStatus,
-    Stats,
     Status,
 )
 from lvskit.control import tuning
+from lvskit.control.figures import figures, passed, server_config, server_status
 from lvskit.control.reconcile import reconcile
 from lvskit.core.director import Director
-from lvskit.core.service import RealServer, VirtualService
+from lvskit.core.service import VirtualService
 from lvskit.errors import ConfigError, RpcError
-from lvskit.estimator import Estimator
 from lvskit.plugins import Plugins
 from lvskit.settings import ServiceKey, ServiceSettings, endpoint, plain
 from lvskit.types import PROTOCOL_NAMES
@@ -91,6 +89,7 @@ class Control:
         clock: monotonic seconds, as the director's datapath counts them.
         changed: called after every command that changed services or servers.
         lost: returns the packets that the datapath has lost, by place.
+        datapath: returns what carries the packets.
         refresh: called before every command, so that what the director knows is up to date;
             `deadlines` where those of all connections count.
     """
@@ -102,13 +101,16 @@ class Control:
         clock: Callable[[], float],
         changed: Callable[[], None] = lambda: None,
         lost: Callable[[], dict[str, int]] = dict,
+        datapath: Callable[[], DatapathStatus] = lambda: DatapathStatus("", {}, {}),
         refresh: Callable[..., None] = lambda *, deadlines: None,
     ) -> None:
         self.director = director
         self.plugins = plugins
         self._clock = clock
+        self._started = clock()
         self._changed = changed
         self._lost = lost
+        self._datapath = datapath
         self._refresh = refresh
         self._methods: dict[str, tuple[type[msgspec.Struct], Callable[[Any], Any], bool]] = {
             "status": (Nothing, self._status, False),
@@ -158,12 +160,15 @@ class Control:
     # --- what is ---
 
     def _status(self, _: Nothing) -> Status:
-        director = self.director
-        director.expire(self._clock())
+        director, now = self.director, self._clock()
+        director.expire(now)
         table = director.table
-        stats, rates = _figures(director.estimator)
+        stats, rates = figures(director.estimator)
         return Status(
             version=IPVS_VERSION,
+            started=self._started,
+            now=now,
+            datapath=self._datapath(),
             size=table.size,
             timeouts=self._timeouts(),
             settings=tuning.given(director),
@@ -171,7 +176,9 @@ class Control:
             services=[self._service_status(service) for service in director.services],
             stats=stats,
             rates=rates,
+            counters=passed(director.services.counters),
             entries=len(table),
+            half_open=len(table.half_open),
             shed=table.shed,
             refused=table.refused,
             dropped_entries=table.dropped_entries,
@@ -180,13 +187,14 @@ class Control:
         )
 
     def _service_status(self, service: VirtualService) -> ServiceStatus:
-        stats, rates = _figures(service.estimator)
+        stats, rates = figures(service.estimator)
         return ServiceStatus(
             config=self._service_config(service),
-            servers=[_server_status(server) for server in service.servers],
+            servers=[server_status(server) for server in service.servers],
             defences=tuning.defences(service.rules),
             stats=stats,
             rates=rates,
+            counters=passed(service.counters),
         )
 
     def _service_config(self, service: VirtualService) -> Service:
@@ -216,7 +224,7 @@ class Control:
         """Return what there is, as a configuration that would make it again."""
         services = []
         for service in self.director.services:
-            servers = [_server_config(server) for server in reversed(service.servers)]
+            servers = [server_config(server) for server in reversed(service.servers)]
             config = self._service_config(service)
             services.append(msgspec.structs.replace(config, server=servers))
         timeouts, others = in_short(tuning.given(self.director))
@@ -314,28 +322,3 @@ class Control:
 
     def _apply(self, given: Apply) -> list[str]:
         return reconcile(self, given.config, self._clock())
-
-
-def _server_config(server: RealServer) -> Server:
-    return server_of(server.address, server.port, server.settings)
-
-
-def _server_status(server: RealServer) -> ServerStatus:
-    stats, rates = _figures(server.estimator)
-    return ServerStatus(
-        config=_server_config(server),
-        active=server.activeconns,
-        inactive=server.inactconns,
-        persistent=server.persistconns,
-        overloaded=server.overloaded,
-        stats=stats,
-        rates=rates,
-    )
-
-
-def _figures(estimator: Estimator) -> tuple[Stats, Stats]:
-    shown, rates = estimator.shown(), estimator.rates()
-    return (
-        Stats(shown.conns, shown.inpkts, shown.outpkts, shown.inbytes, shown.outbytes),
-        Stats(rates.cps, rates.inpps, rates.outpps, rates.inbps, rates.outbps),
-    )

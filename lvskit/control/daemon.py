@@ -19,6 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from lvskit.config.model import Config, DirectorConfig
+from lvskit.config.status import DatapathStatus
 from lvskit.control import datapaths
 from lvskit.control.api import Control
 from lvskit.control.listener import Listener
@@ -153,7 +154,12 @@ class DirectorServer:
         def changed() -> None:
             body.services_changed([service.key for service in director.services])
 
-        self.control = Control(director, plugins, self._clock, changed, body.losses, body.refresh)
+        def datapath() -> DatapathStatus:
+            return DatapathStatus(own.datapath, body.facts(), body.figures())
+
+        self.control = Control(
+            director, plugins, self._clock, changed, body.losses, datapath, body.refresh
+        )
         self.control.call("apply", {"config": msgspec.to_builtins(self.config)})
         self._restore(stack)
         return body

@@ -72,6 +72,7 @@ class Body:
         attach: takes the director, first of all.
         services_changed: see `ServicesChanged`; refresh: see `Refresh`.
         losses: returns packets lost on the way, by place.
+        facts: returns what it is here, by name; figures: what it has done since it was opened.
         open: begins to take packets, which wait for `run`; raises `DatapathError` where this host
             lacks something, before the daemon says that it is ready.
         close: undoes every change made to the host; called last, also where `run` never was.
@@ -88,6 +89,8 @@ class Body:
         self.services_changed: ServicesChanged = own("services_changed", _ignore)
         self.refresh: Refresh = own("refresh", _ignore)
         self.losses: Callable[[], dict[str, int]] = own("losses", dict)
+        self.facts: Callable[[], dict[str, str]] = own("facts", dict)
+        self.figures: Callable[[], dict[str, int]] = own("figures", dict)
         self.open: Callable[[], None] = own("open", _ignore)
         self.close: Callable[[], None] = own("close", _ignore)
 

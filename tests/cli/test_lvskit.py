@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -135,7 +136,10 @@ sctp 192.168.1.176:2905, wlc
 """
     )
     assert main(["status", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == call("status")
+    now = call("status")
+    assert json.loads(capsys.readouterr().out) == {**now, "now": ANY}
+    assert now["datapath"] == {"name": "memory", "facts": {}, "figures": {}}
+    assert now["now"] > now["started"]
 
 
 CONFIG = """

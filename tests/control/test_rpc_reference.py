@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lvskit import Director, load_plugins
+from lvskit.config.status import DatapathStatus
 from lvskit.control.api import Control
 from lvskit.control.datapaths import MemoryDatapath, MemoryOptions
 from lvskit.control.server import answers
@@ -26,7 +27,8 @@ class Clock:
 def control() -> Control:
     plugins = load_plugins()
     director = Director(plugins, MemoryDatapath(MemoryOptions()).routes)
-    return Control(director, plugins, lambda: Clock.now)
+    memory = DatapathStatus("memory", {}, {})
+    return Control(director, plugins, lambda: Clock.now, datapath=lambda: memory)
 
 
 def test_every_method_has_its_section(control: Control) -> None:

@@ -51,6 +51,9 @@ def test_tcp_through_a_tunnel(network, direct, vip, server):
     assert connection.server.address == packed(server)
     assert connection.server.counters.inbytes > 300_000
     assert running.datapath.losses() == {"queue_full": 0, "buffer_full": 0, "not_sent": 0}
+    figures = running.datapath.figures()
+    assert figures["received"] >= connection.server.counters.inpkts
+    assert figures["sent"] >= connection.server.counters.inpkts
 
 
 def test_udp_larger_than_the_tunnel_is_fragmented(network, direct):

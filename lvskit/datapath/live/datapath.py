@@ -123,6 +123,10 @@ class LiveDatapath:
         """Return packets lost on the way, by the place where they were."""
         return self._carrier.losses() if self._carrier else {}
 
+    def figures(self) -> dict[str, int]:
+        """Return packets taken from the kernel and given to it so far."""
+        return {"received": self.received, "sent": self.sent}
+
     def send(self, verdict: Verdict, packet: bytes) -> bool:
         """Carry out a verdict on a packet that did not come from here.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from xdp_network import SERVERS, VIP, until
@@ -48,6 +50,11 @@ def test_the_daemon(network, tmp_path, mode):
     page = network.client.run(f"curl -sS http://{VIP}:{WEB}/")
     assert page in ("server0" * 50_000, "server1" * 50_000)
 
+    def servers() -> list[dict[str, Any]]:
+        told = network.director.run(f"LVSKIT_SOCKET={control} {BIN}/lvskit status --json")
+        found: list[dict[str, Any]] = json.loads(told)["services"][0]["servers"]
+        return found
+
     def inactive() -> list[str]:
         listed = [line.split() for line in lvsadm("-L -n").splitlines() if "Tunnel" in line]
         assert [row[1:4] for row in listed] == [[f"{s}:{WEB}", "Tunnel", "1"] for s in SERVERS]
@@ -55,6 +62,18 @@ def test_the_daemon(network, tmp_path, mode):
 
     until(lambda: sum(map(int, inactive()[1::2])) == 7)
     assert inactive()[::2] == ["0", "0"]
+    told = json.loads(
+        network.director.run(f"LVSKIT_SOCKET={control} {BIN}/lvskit top --json --interval 0.1")
+    )
+    datapath, service = told["datapath"], told["services"][0]
+    assert datapath["facts"] == {"interface": "eth0", "mode": mode}
+    total = {name: count["total"] for name, count in datapath["figures"].items()}
+    assert total["misses"] >= 7  # and all packets to a server that is not found yet
+    assert total["placed"] == 0
+    assert total["states"] >= 7
+    sent = sum(each["counters"]["inpkts"] for each in servers())
+    assert total["forwarded"] + total["misses"] == sent
+    assert service["inactive"] == 7
     daemon.terminate()
     assert daemon.wait(20) == 0, log.read_text()
     assert "xdp" not in network.director.run("ip link show eth0")

@@ -40,6 +40,9 @@ class Portable(Protocol):
     def losses(self) -> dict[str, int]:
         """Return packets lost on the way."""
 
+    def figures(self) -> dict[str, int]:
+        """Return packets carried."""
+
     def open(self) -> None:
         """Take the packets from the kernel."""
 
@@ -121,6 +124,25 @@ class XdpDatapath:
             losses["ring_full"] = self._engine.reason(Reason.LOST)
             losses["slots_full"] = sum(slots.unplaced for slots in self._slots.values())
         return losses
+
+    def facts(self) -> dict[str, str]:
+        """Return where the program is, and how."""
+        mode = {"mode": self._engine.mode} if self._engine is not None else {}
+        return {"interface": self._options.interface, **mode}
+
+    def figures(self) -> dict[str, int]:
+        """Return how many packets went which way.
+
+        `forwarded` by the program, among them those that it `placed` by a ring and those that
+        changed a TCP state; `misses` to Python by a record; `portable` through the datapath `live`.
+        """
+        engine = self._engine
+        if engine is None:
+            return {}
+        counted = {"misses": Reason.MISS, "placed": Reason.PLACED, "states": Reason.STATE}
+        figures = {name: engine.reason(reason) for name, reason in counted.items()}
+        portable = self._live.figures()["received"]
+        return {"forwarded": self._servers.forwarded, **figures, "portable": portable}
 
     # --- the life of the datapath ---
 

@@ -54,6 +54,7 @@ class Servers:
 
     Attributes:
         entries: what the program knows, by server; by_number: the servers by their ids.
+        forwarded: packets that the program has sent, as of the last count.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Servers:
         self._hops, self._leaves_by = hops, leaves_by
         self.entries: dict[Any, Entry] = {}
         self.by_number: dict[int, Any] = {}
+        self.forwarded = 0
         self._free: list[int] = []
         self._next = 1
 
@@ -149,6 +151,7 @@ class Servers:
         for entry in self.entries.values():
             packets, octets = self._read(entry.number)
             counters = entry.server.counters
+            self.forwarded += packets - entry.packets
             counters.inpkts += packets - entry.packets
             counters.inbytes += octets - entry.octets
             entry.packets, entry.octets = packets, octets
