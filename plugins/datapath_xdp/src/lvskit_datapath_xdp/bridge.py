@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from lvskit import TCP, Director, Transmit, Verdict
 from lvskit_datapath_xdp.frames import ROOM, FrameSender
-from lvskit_datapath_xdp.layout import RECORD, RecordKind
+from lvskit_datapath_xdp.layout import NO_SLOT, RECORD, RecordKind
 from lvskit_datapath_xdp.loader import RingBuffer
 from lvskit_datapath_xdp.placed import Recorded, opening
 from lvskit_datapath_xdp.servers import Entry, Servers
@@ -17,6 +17,7 @@ from lvskit_datapath_xdp.timing import Clock
 
 _BATCH: Final = 256  # records to one turn of the event loop
 _LONGEST: Final = ROOM - 14  # bytes behind the Ethernet header
+_LATE_S: Final = 5.0
 _WORD: Final = 0xFFFFFFFF
 _MISS, _PLACED, _STATE = RecordKind.MISS, RecordKind.PLACED, RecordKind.STATE
 
@@ -31,10 +32,13 @@ class Bridge:
         slots: by IP version.
         services, servers: what the program knows of them.
         send: carries out a verdict the portable way; False where it cannot.
+        decided: called when connections have been opened, before their slots are written and
+            their packets leave.
 
     Attributes:
         received: packets taken from the program.
         lost: verdicts that could not be carried out.
+        late: packets that had waited too long for this daemon to start.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Bridge:
         services: Services,
         servers: Servers,
         send: Callable[[Verdict, bytes], bool],
+        decided: Callable[[], None] = lambda: None,
     ) -> None:
         self._director = director
         self._clock, self._ticks = clock, ticks
@@ -54,12 +59,14 @@ class Bridge:
         self._slots = slots
         self._services, self._servers = services, servers
         self._send = send
+        self._decided = decided
         self._frames: dict[int, FrameSender] = {}
         self._watched: set[Any] = set()
         self._tables = director.table.tcp, director.table.udp
         self._following = False
         self.received = 0
         self.lost = 0
+        self.late = 0
 
     # --- records ---
 
@@ -98,6 +105,7 @@ class Bridge:
                 sent.append((verdict, packet, record))
             else:
                 self.lost += not self._send(verdict, packet)
+        self._decided()
         entries, tcp, udp = self._servers.entries, *self._tables
         for verdict, packet, record in sent:
             key = packet[12:24] if record[1] == 4 else packet[8:44]  # Flow.key
@@ -174,6 +182,48 @@ class Bridge:
         if connection is not None and entry is not None and connection.transmit == entry.way:
             self._place(connection, entry, record)
 
+    def catch_up(self) -> None:
+        """Handle the records that a former daemon has left, once its connections are back.
+
+        They had reached their slots, so what a record says of one may have been done already. A
+        packet that has waited long is not sent on: its client has sent it again, or given up.
+        """
+        now, ring, packets = self._clock(), self._ring, []
+        oldest = self._ticks.units(now - _LATE_S)
+        for at in ring.offsets():
+            record = RECORD.unpack_from(ring.memory, at)
+            kind, version, *_ = record
+            known = self._slots[version].owners.get(record[6])
+            if known is not None and not _is_of(known, version, record[15], record[10]):
+                known = None
+            if kind == _MISS:
+                if record[7] < oldest:
+                    self.late += 1
+                else:
+                    packets.append(at)
+            elif kind == _PLACED and known is not None:
+                known.server.counters.conns += 1  # nobody had heard of it
+            elif kind == _PLACED:
+                self._placed(record, now)
+            elif known is not None and known.state == record[12]:
+                self._moved(record, now)
+        try:
+            self._handle([at for at in packets if not self._answered(at)])
+        finally:
+            ring.release()
+            for sender in self._frames.values():
+                sender.flush()
+
+    def _answered(self, at: int) -> bool:
+        """Whether a record's packet opened a connection whose server has answered since."""
+        record = RECORD.unpack_from(self._ring.memory, at)
+        if record[6] != NO_SLOT:
+            return False  # it asks what becomes of a connection that had been there
+        start = at + RECORD.size + (12 if record[1] == 4 else 8)
+        key = bytes(self._ring.memory[start : start + (12 if record[1] == 4 else 36)])
+        connection = self._tables[0].get(key) if record[11] == TCP else None
+        return connection is not None and connection.state_name != "SYN_RECV"
+
     # --- what the director tells ---
 
     def watch(self) -> None:
@@ -219,10 +269,13 @@ class Bridge:
             for connection in table.values():
                 entry = self._servers.entries.get(connection.server)
                 service = self._services.ids.get(connection.server.service.key)
-                if entry is None or service is None:
+                if entry is None or service is None or connection in self._slots_of(connection):
                     continue
                 if entry.carried and connection.transmit == entry.way:
                     self._place_again(connection, entry.number, service)
+
+    def _slots_of(self, connection: Known) -> dict[Known, int]:
+        return self._slots[4 if len(connection.key) == 12 else 6].numbers
 
     def _place_again(self, connection: Known, server: int, service: int) -> None:
         flow = connection.flow
@@ -245,7 +298,7 @@ class Bridge:
     def losses(self) -> dict[str, int]:
         """Return packets lost on the way, by the place where they were."""
         failed = sum(sum(sender.failed.values()) for sender in self._frames.values())
-        return {"not_framed": failed, "not_given_back": self.lost}
+        return {"not_framed": failed, "not_given_back": self.lost, "late": self.late}
 
     def close(self) -> None:
         """Close the sockets and the ring."""

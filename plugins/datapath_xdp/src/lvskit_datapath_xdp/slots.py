@@ -9,6 +9,8 @@ record.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from struct import Struct
 from typing import Any, Final, Protocol
 
 from lvskit_datapath_xdp import layout
@@ -45,7 +47,9 @@ class Slots:
         unplaced: connections that found no place, since the start.
     """
 
+    _fields: Struct
     _state: int  # where a slot has it, in bytes
+    _service: int
     _size: int
 
     def __init__(self, map_: Map, seed: Seed) -> None:
@@ -87,15 +91,29 @@ class Slots:
     def _hash(self, key: Any) -> int:
         raise NotImplementedError
 
+    def contents(self) -> Iterator[tuple[Any, ...]]:
+        """Yield the fields of all slots, those of `layout.SLOT4` or `layout.SLOT6`."""
+        return self._fields.iter_unpack(self._memory)
+
+    def services(self) -> set[int]:
+        """Return the ids of services that slots have in their keys; it takes a while."""
+        words = self._memory.cast("H")
+        with words, words[self._service // 2 :: self._size // 2] as ids:
+            return set(ids)
+
     def own(self, number: int, connection: Known) -> None:
         """Note whose a slot is."""
         self.owners[number] = connection
         self.numbers[connection] = number
 
     def placed(self, number: int, connection: Known) -> None:
-        """Note whose a slot is that the program has written."""
+        """Note whose a slot is that the program, or a former daemon, has written."""
         self._taken[number // _BUCKET] = min(self._taken[number // _BUCKET] + 1, _BUCKET)
         self.own(number, connection)
+
+    def busy(self, number: int) -> bool:
+        """Whether a slot is being written."""
+        raise NotImplementedError
 
     def holds(self, number: int, key: Any) -> bool:
         """Whether a slot is that of a connection, and not of one that the program put there."""
@@ -137,7 +155,8 @@ class Slots:
 class Slots4(Slots):
     """IPv4: two words of 64 bits, the key and the value."""
 
-    _state, _size = 10, layout.SLOT4.size
+    _fields, _size = layout.SLOT4, layout.SLOT4.size
+    _service, _state = 6, 10
 
     def __init__(self, map_: Map, seed: Seed) -> None:
         super().__init__(map_, seed)
@@ -169,6 +188,10 @@ class Slots4(Slots):
         """Free a slot in the program's memory."""
         self._words[number * 2] = 0
 
+    def busy(self, number: int) -> bool:
+        """Whether a slot is being written."""
+        return self._words[number * 2] == layout.BUSY
+
     def holds(self, number: int, key: int) -> bool:
         """Whether a slot is that of a connection."""
         return self._words[number * 2] == key
@@ -186,7 +209,8 @@ class Slots4(Slots):
 class Slots6(Slots):
     """IPv6: eight words of 32 bits: four of address, the key, the binding, the time, nothing."""
 
-    _state, _size = 22, layout.SLOT6.size
+    _fields, _size = layout.SLOT6, layout.SLOT6.size
+    _service, _state = 18, 22
 
     def __init__(self, map_: Map, seed: Seed) -> None:
         super().__init__(map_, seed)
@@ -220,6 +244,10 @@ class Slots6(Slots):
     def clear(self, number: int) -> None:
         """Free a slot in the program's memory."""
         self._words[number * 8 + 4] = 0
+
+    def busy(self, number: int) -> bool:
+        """Whether a slot is being written."""
+        return self._words[number * 8 + 4] == layout.BUSY
 
     def holds(self, number: int, key: tuple[bytes, int]) -> bool:
         """Whether a slot is that of a connection."""
