@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import attrgetter
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from lvskit.core import persistence, states
-from lvskit.core.connection import Connection, Template, unpack
+from lvskit.core.connection import Connection, Template
 from lvskit.core.director import Director
 from lvskit.core.packet import Parsed
 from lvskit.core.service import RealServer
@@ -125,6 +125,27 @@ def export(
         yield part
 
 
+class Enter(Protocol):
+    """Enters connections that have their server, protocol and server's port in common."""
+
+    def __call__(
+        self,
+        key: bytes,
+        deadline: float,
+        state: int,
+        template: Template | None = None,
+        two_way: bool = False,
+        rank: float = 0,
+    ) -> Connection | None:
+        """Enter a connection; None where there is no room, or another one of this key.
+
+        Args:
+            key, state, template, two_way: of the connection.
+            deadline: its end, later than now.
+            rank: its turn to be shed, of those that are half open.
+        """
+
+
 class Restorer:
     """Brings connections back: a snapshot's, part by part, or one by one, as a datapath has them.
 
@@ -146,6 +167,7 @@ class Restorer:
         self._there = {_name(server): server for server in servers}
         self._servers: list[RealServer | None] = []
         self._templates: list[Template | None] = []
+        self._enter: dict[tuple[RealServer, int, int], Enter] = {}
         self._ranked: list[tuple[float, Connection]] = []
 
     def add(self, part: Part) -> None:
@@ -206,14 +228,24 @@ class Restorer:
         self._director.wheel.schedule(template)
         return template
 
-    def template_of(self, server: RealServer, protocol: int, key: bytes) -> Template | None:
-        """Return the template that a connection of a persistent service would hang on now."""
-        flow = unpack(protocol, key)
-        version = 4 if len(flow.caddr) == 4 else 6
-        first = Parsed(version, protocol, flow.caddr, flow.vaddr, 0, 0, False, dport=flow.vport)
-        named = persistence.template_flow(server.service, first)
-        found = self._table.templates[named.protocol].get(named.key)
-        return found if found is not None and found.server is server else None
+    def templates(
+        self, server: RealServer, protocol: int, address: bytes, port: int
+    ) -> Callable[[bytes], Template | None]:
+        """Return what finds the templates of connections to a virtual address and port.
+
+        It takes a client's address, and returns None where there is none that names `server`.
+        """
+        service, netmask = server.service, server.service.settings.netmask
+        client, version = bytes(len(address)), 4 if len(address) == 4 else 6
+        first = Parsed(version, protocol, client, address, 0, 0, False, dport=port)
+        named = persistence.template_flow(service, first)
+        entered, rest = self._table.templates[named.protocol], named.key[len(client) :]
+
+        def find(client: bytes) -> Template | None:
+            found = entered.get(persistence.masked(client, netmask) + rest)
+            return found if found is not None and found.server is server else None
+
+        return find
 
     def _connection(self, record: ConnectionRecord) -> None:
         server, table = self._server(record), self._table.connections.get(record.protocol)
@@ -225,51 +257,48 @@ class Restorer:
         template = None
         if 0 <= record.template < len(self._templates):
             template = self._templates[record.template]
-        self.connection(
-            server, record.protocol, record.key, record.dport, deadline, record.state,
-            template, record.two_way, record.rank,
-        )  # fmt: skip
+        alike = server, record.protocol, record.dport
+        enter = self._enter.get(alike)
+        if enter is None:
+            enter = self._enter[alike] = self.connections(*alike)
+        enter(record.key, deadline, record.state, template, record.two_way, record.rank)
 
-    def connection(
-        self,
-        server: RealServer,
-        protocol: int,
-        key: bytes,
-        dport: int,
-        deadline: float,
-        state: int,
-        template: Template | None = None,
-        two_way: bool = False,
-        rank: float = 0,
-    ) -> Connection | None:
-        """Enter a connection; None where there is no room, or another one of this key.
+    def connections(self, server: RealServer, protocol: int, dport: int) -> Enter:
+        """Return what enters connections to a server, which counts them."""
+        table, wheel, ranked = self._table, self._director.wheel, self._ranked
+        entered, opened = table.connections[protocol], server.service.opened
+        active = states.TABLES[protocol].active
+        half_open = states.HALF_OPEN if protocol == TCP else frozenset()
 
-        Args:
-            server: its server, which counts it.
-            protocol, key, dport, template, state, two_way: of the connection.
-            deadline: its end, later than now.
-            rank: its turn to be shed, of those that are half open.
-        """
-        table = self._table
-        if key in table.connections[protocol] or len(table) >= table.size:
-            return None
-        connection = Connection(protocol, key, server, dport)
-        connection.deadline, connection.two_way = deadline, two_way
-        connection.state = state
-        if connection.active:
-            server.activeconns += 1
-        else:
-            server.inactconns += 1
-        if template is not None:
-            connection.template = template
-            template.children += 1
-        if protocol == TCP and state in states.HALF_OPEN:
-            self._ranked.append((rank, connection))
-        table.add(connection)
-        self._director.wheel.schedule(connection)
-        if server.service.opened:
-            self._director._tell(server.service.opened, connection)
-        return connection
+        def enter(
+            key: bytes,
+            deadline: float,
+            state: int,
+            template: Template | None = None,
+            two_way: bool = False,
+            rank: float = 0,
+        ) -> Connection | None:
+            if key in entered or len(table) >= table.size:
+                return None
+            connection = Connection(protocol, key, server, dport)
+            connection.deadline, connection.two_way = deadline, two_way
+            connection.state = state
+            if state in active:
+                server.activeconns += 1
+            else:
+                server.inactconns += 1
+            if template is not None:
+                connection.template = template
+                template.children += 1
+            if state in half_open:
+                ranked.append((rank, connection))
+            table.add(connection)
+            wheel.schedule(connection)
+            if opened:
+                self._director._tell(opened, connection)
+            return connection
+
+        return enter
 
     def finish(self) -> int:
         """End what has run out, and return how many entries the table has."""

@@ -109,8 +109,11 @@ def test_nothing_is_lost(network, bpffs, mode):
     assert after[changed][2] == "FIN_WAIT"
     assert daemon.active() == [1, 2]
     assert sorted(each.get("inactive", 0) for each in daemon.servers().values()) == [0, 1]
-    assert all(each["expires_s"] > 890 for each in daemon.connections().values() if
-               each["state"] == "ESTABLISHED")
+    assert all(
+        each["expires_s"] > 890
+        for each in daemon.connections().values()
+        if each["state"] == "ESTABLISHED"
+    )
     for old, new in zip(status["services"], daemon.call("status")["services"], strict=True):
         for one, other in zip(old["servers"], new["servers"], strict=True):
             assert one["stats"]["conns"] == other["stats"]["conns"]

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
 from lvskit import Director
+from lvskit_datapath_xdp import layout
 from lvskit_datapath_xdp.names import Name, Names, start_rates
 from lvskit_datapath_xdp.neighbours import Hop
 from lvskit_datapath_xdp.servers import Servers
@@ -19,28 +20,19 @@ from lvskit_datapath_xdp.slots import Slots
 from lvskit_datapath_xdp.templates import TemplateRestorer, Templates
 from lvskit_datapath_xdp.timing import Clock
 
+_NO_PORT: Final = bytes(2)
+_BUSY4: Final = layout.BUSY.to_bytes(4, "little")
 _INSERTED_S: Final = 0.001  # an insertion by the program takes 0.1 µs
 
 
 class Restorer(TemplateRestorer, Protocol):
     """What enters connections and templates into a director."""
 
-    def template_of(self, server: Any, protocol: int, key: bytes) -> Any:
-        """Return the template that a connection hangs on, or None."""
+    def templates(self, server: Any, protocol: int, address: bytes, port: int) -> Any:
+        """Return what finds the template of a client's connection to a virtual address and port."""
 
-    def connection(
-        self,
-        server: Any,
-        protocol: int,
-        key: bytes,
-        dport: int,
-        deadline: float,
-        state: int,
-        template: Any = None,
-        two_way: bool = False,
-        rank: float = 0,
-    ) -> Any:
-        """Enter a connection; None where there is no room, or it is there."""
+    def connections(self, server: Any, protocol: int, dport: int) -> Any:
+        """Return what enters connections to a server; it returns None where one cannot be."""
 
 
 class Adopted(NamedTuple):
@@ -58,14 +50,12 @@ class Adopted(NamedTuple):
 class _Target(NamedTuple):
     """What connections to a server have in common."""
 
-    server: Any
-    protocol: int
+    enter: Any
+    template: Any
     address: bytes
     port: bytes
-    dport: int
     timeouts: list[float]
     established: int
-    persistent: bool
 
 
 class Adoption:
@@ -147,41 +137,43 @@ class Adoption:
             How many have ended; and the numbers of slots that somebody is writing, or was.
         """
         targets: dict[tuple[int, int], _Target | None] = {}
-        connection, until = restorer.connection, clock.until
+        last: dict[int, float] = {}  # by what slots have as the time of the last packet
+        owners: dict[int, Any] = {}
         gone, written = 0, []
-        for number, slot in enumerate(slots.contents()):
-            caddr, cport, service, server, state, _, seen = slot
+        for number, (caddr, cport, service, server, state, _, seen) in slots.contents():
             if not service:
-                if slots.busy(number):
+                if (cport != _NO_PORT or caddr == _BUSY4) and slots.busy(number):
                     written.append(number)
                 continue
             try:
                 target = targets[server, service]
             except KeyError:
-                target = targets[server, service] = self._target(version, server, service)
+                target = self._target(restorer, version, server, service)
+                targets[server, service] = target
             made = None
             if target is not None and state < len(target.timeouts):
-                deadline = until(seen, now) + target.timeouts[state]
+                if seen not in last:
+                    last[seen] = clock.until(seen, now)
+                deadline = last[seen] + target.timeouts[state]
                 if deadline > now:
-                    real, protocol = target.server, target.protocol
                     key = caddr + target.address + cport + target.port
                     template = None
-                    if target.persistent:
-                        template = restorer.template_of(real, protocol, key)
+                    if target.template is not None:
+                        template = target.template(caddr)
                         if template is not None and state == target.established:
                             template.assured = True
-                    made = connection(
-                        real, protocol, key, target.dport, deadline, state,
-                        template, False, deadline,
-                    )  # fmt: skip
+                    made = target.enter(key, deadline, state, template, False, deadline)
             if made is not None:
-                slots.placed(number, made)
+                owners[number] = made
             else:
                 slots.clear(number)
                 gone += 1
+        slots.adopt(owners)
         return gone, written
 
-    def _target(self, version: int, number: int, service: int) -> _Target | None:
+    def _target(
+        self, restorer: Restorer, version: int, number: int, service: int
+    ) -> _Target | None:
         """Return what slots of a server and service id stand for; None: nothing any more."""
         server = self._servers.by_number.get(number)
         if server is None:
@@ -189,11 +181,13 @@ class Adoption:
         key = server.service.key
         if key.version != version or not self._services.knows(key, service):
             return None
-        machine = server.rules.machines[key.protocol]
-        return _Target(
-            server, key.protocol, key.address, key.port.to_bytes(2, "big"), server.port or key.port,
-            machine.timeouts, machine.tables.established, server.service.settings.persistence_s > 0,
-        )  # fmt: skip
+        machine, template = server.rules.machines[key.protocol], None
+        if server.service.settings.persistence_s:
+            template = restorer.templates(server, key.protocol, key.address, key.port)
+        enter = restorer.connections(server, key.protocol, server.port or key.port)
+        port = key.port.to_bytes(2, "big")
+        established = machine.tables.established
+        return _Target(enter, template, key.address, port, machine.timeouts, established)
 
     def _free(self, busy: list[tuple[Slots, int]]) -> None:
         """Free the slots that the former daemon was writing when it was killed."""

@@ -18,6 +18,7 @@ from lvskit_datapath_xdp.loader import Map
 
 NO_PLACE: Final = -1
 _BUCKET: Final = layout.SLOTS_PER_BUCKET
+_AT_ONCE: Final = 1024
 
 Known = Any
 """A connection of the director, as the core has it."""
@@ -91,9 +92,14 @@ class Slots:
     def _hash(self, key: Any) -> int:
         raise NotImplementedError
 
-    def contents(self) -> Iterator[tuple[Any, ...]]:
-        """Yield the fields of all slots, those of `layout.SLOT4` or `layout.SLOT6`."""
-        return self._fields.iter_unpack(self._memory)
+    def contents(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        """Yield slots by number, as `layout.SLOT4` or `layout.SLOT6`; not all that are free."""
+        memory, step = self._memory, _AT_ONCE * self._size
+        nothing = bytes(step)
+        for start in range(0, len(memory), step):
+            part = memory[start : start + step]
+            if part != nothing[: len(part)]:
+                yield from enumerate(self._fields.iter_unpack(part), start // self._size)
 
     def services(self) -> set[int]:
         """Return the ids of services that slots have in their keys; it takes a while."""
@@ -107,9 +113,17 @@ class Slots:
         self.numbers[connection] = number
 
     def placed(self, number: int, connection: Known) -> None:
-        """Note whose a slot is that the program, or a former daemon, has written."""
+        """Note whose a slot is that the program has written."""
         self._taken[number // _BUCKET] = min(self._taken[number // _BUCKET] + 1, _BUCKET)
         self.own(number, connection)
+
+    def adopt(self, owners: dict[int, Known]) -> None:
+        """Note whose the slots are that a former daemon or the program has written."""
+        taken = self._taken
+        for number in owners:
+            taken[number // _BUCKET] += 1
+        self.owners = owners
+        self.numbers = dict(zip(owners.values(), owners, strict=True))
 
     def busy(self, number: int) -> bool:
         """Whether a slot is being written."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from struct import Struct
+from typing import Any, Final, Protocol
 
 from lvskit_datapath_xdp import layout
 from lvskit_datapath_xdp.layout import TemplateFlag
 from lvskit_datapath_xdp.loader import BpfError, Map, MapSpec, MapType
 from lvskit_datapath_xdp.loader.mapspec import MapFlags
 from lvskit_datapath_xdp.names import Name
+
+_TIMES: Final = Struct("<dd")  # at the end of a template
+_WHICH: Final = layout.TEMPLATE.size - _TIMES.size
 
 _log = logging.getLogger(__name__)
 
@@ -78,11 +82,13 @@ class Templates:
             return
         touched, self._touched = self._touched, []
         templates = {each.template: None for each in touched if each.template is not None}
-        current = [each for each in templates if each not in self._table.retired]
-        if not current:
+        self.write([each for each in templates if each not in self._table.retired])
+
+    def write(self, templates: list[Template]) -> None:
+        """Write templates down."""
+        if not templates:
             return
-        keys = b"".join(map(_key, current))
-        values = b"".join(map(_value, current))
+        keys, values = b"".join(map(_key, templates)), b"".join(map(_value, templates))
         try:
             try:
                 self._map.update_batch(keys, values)
@@ -110,11 +116,16 @@ class Templates:
         Those whose time is over come back too: connections may hang on them, whom they outlive.
         """
         restored = 0
+        known: dict[bytes, tuple[Any, bool, int]] = {}
         for key, value in list(self._map.items()):
             protocol, size, flow = layout.TEMPLATE_KEY.unpack(key)
-            *fields, dport, deadline, timeout = layout.TEMPLATE.unpack(value)
-            server = servers.get(Name.read(tuple(fields)))
-            assured = bool(fields[6] & TemplateFlag.ASSURED)
+            which = value[:_WHICH]
+            if which not in known:
+                *fields, dport, _, _ = layout.TEMPLATE.unpack(value)
+                assured = bool(fields[6] & TemplateFlag.ASSURED)
+                known[which] = servers.get(Name.read(tuple(fields))), assured, dport
+            server, assured, dport = known[which]
+            deadline, timeout = _TIMES.unpack_from(value, layout.TEMPLATE.size - _TIMES.size)
             template = None
             if server is not None:
                 template = restorer.template(
