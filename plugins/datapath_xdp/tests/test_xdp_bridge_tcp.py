@@ -211,7 +211,9 @@ def test_another_program_on_the_interface_is_named(network):
         engine = Engine(XdpOptions(interface="eth0"), 64)
         engine.attach()
         try:
-            with pytest.raises(DatapathError, match="an XDP program is attached there already"):
+            with pytest.raises(
+                DatapathError, match="an XDP program is attached to eth0 already: number"
+            ):
                 Running(network)
         finally:
             engine.close()
