@@ -196,6 +196,9 @@ class Restorer:
         server, table = self._server(record), self._table.templates.get(record.protocol)
         if server is None or table is None or not 0 <= record.timeout_s < _LONGEST_S:
             return None
+        there = table.get(record.key)
+        if there is not None:  # as the datapath has brought it back
+            return there if there.server is server else None
         deadline = self._start + record.remaining_s
         timeout, assured = record.timeout_s, record.assured
         template = self.template(

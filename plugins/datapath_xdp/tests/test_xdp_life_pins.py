@@ -193,6 +193,31 @@ def test_a_renamed_interface_is_found(veth, bpffs):
     assert not (bpffs / "eth0:7").exists()
 
 
+def test_what_others_have_pinned_is_left_alone(veth, bpffs):
+    foreign = bpffs / "firewall" / "eth"
+    foreign.mkdir(parents=True)
+    with BpfObject.read(OBJECT).load() as loaded:
+        link = loaded.programs["lvskit_clock"].attach(veth.near, "generic")
+        link.pin(foreign / "link")
+        link.close()
+    engine = Engine(XdpOptions(interface="near", pins=str(bpffs / "near")), 64)
+    with pytest.raises(DatapathError, match=r"by link \d+, which is pinned; .*bpftool link detach"):
+        engine.attach()
+    engine.close()
+    assert {each.name for each in bpffs.iterdir() if each.is_dir()} == {"firewall"}
+    assert (foreign / "link").exists()
+
+
+def test_the_mode_stays(veth, bpffs, caplog):
+    for mode in ("generic", "native"):
+        options = XdpOptions(interface="near", pins=str(bpffs / "near"), mode=mode)
+        engine = Engine(options, 64)
+        engine.attach()
+        assert engine.mode == "generic"
+        assert ("mode stays generic" in caplog.text) == (mode == "native")
+        engine.close()
+
+
 def test_pins_of_another_interface_are_refused(veth, bpffs):
     engine = Engine(XdpOptions(interface="near", pins=str(bpffs / "pins")), 64)
     engine.attach()

@@ -186,6 +186,29 @@ def test_a_packet_that_waited_long_is_not_sent_on(monkeypatch: pytest.MonkeyPatc
         mortal.close()
 
 
+@pytest.mark.usefixtures("bpf")
+def test_a_full_table_sheds_half_open_connections_and_their_slots() -> None:
+    mortal = Mortal(time.monotonic())
+    try:
+        for client in range(20):
+            mortal.take(packet(Step(client, SYN)), time.monotonic())
+            mortal.take(packet(Step(client, ACK)), time.monotonic())
+        for client in range(20, 120):  # there is room for 64
+            assert isinstance(mortal.take(packet(Step(client, SYN)), time.monotonic()), bytes)
+        assert mortal.director.table.shed == 56
+        mortal.sound()
+        mortal.die()
+        mortal.sound()
+        states = [each.state_name for each in mortal.director.table]
+        assert sorted(states) == ["ESTABLISHED"] * 20 + ["SYN_RECV"] * 44
+        # Those that are half open are shed in the former order, as far as the clock tells it.
+        mortal.take(packet(Step(120, SYN)), time.monotonic())
+        assert mortal.director.table.shed == 1
+        mortal.sound()
+    finally:
+        mortal.close()
+
+
 # --- what is written down ---
 
 

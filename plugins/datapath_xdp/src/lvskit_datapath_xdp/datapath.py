@@ -160,11 +160,14 @@ class XdpDatapath:
             return
         engine = self._engine = Engine(self._options, self._director.table.size)
         try:
-            self._prepare(engine)
-        except BpfError as err:
+            try:
+                self._prepare(engine)
+            except BpfError as err:
+                raise DatapathError(str(err)) from err
+        except BaseException:
             self._engine = None
             engine.close()
-            raise DatapathError(str(err)) from err
+            raise
         self._kept = engine.adopted
         self._update()
 

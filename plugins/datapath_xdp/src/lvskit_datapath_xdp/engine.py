@@ -166,6 +166,8 @@ class Engine:
             raise DatapathError(str(err)) from err
         there = attached(self.ifindex)
         self.mode = there.mode if there is not None else self.mode
+        if self._options.mode not in ("auto", self.mode):
+            _log.warning("mode stays %s, as the program that is adopted has it", self.mode)
         _log.info("%s XDP on %s", self.mode, self._options.interface)
 
     def _attach_anew(self) -> Link:

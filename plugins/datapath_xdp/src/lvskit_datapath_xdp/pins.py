@@ -143,7 +143,7 @@ class Pins:
 
     def _check(self) -> None:
         """Refuse the pins of another interface; forget the link of one that is no more."""
-        for version in self._versions():
+        for version in _versions(self.place):
             path = version / _LINK
             if not path.exists():
                 continue
@@ -162,9 +162,6 @@ class Pins:
                     f"these others a place (pins), or remove them: rm -r {self.place}"
                 )
 
-    def _versions(self) -> list[Path]:
-        return sorted(each for each in self.place.iterdir() if each.name.startswith("layout"))
-
     # --- what is there ---
 
     def maps(self, names: Iterable[str]) -> dict[str, Map] | None:
@@ -173,7 +170,7 @@ class Pins:
         What is of another layout is left alone here; see `former_link`.
         """
         wanted = set(names)
-        foreign = [each.name for each in self._versions() if each.name != _OWN]
+        foreign = [each.name for each in _versions(self.place) if each.name != _OWN]
         if foreign:
             _log.warning(
                 "the pins at %s are of another version of this plugin (%s; this one: %s): they are "
@@ -197,7 +194,7 @@ class Pins:
 
     def link(self) -> Link | None:
         """Return the link that a former daemon has left, of whichever layout."""
-        return next((link for place in self._versions() for link in _links_in(place)), None)
+        return next((link for place in _versions(self.place) for link in _links_in(place)), None)
 
     def runs(self, program: Program) -> bool:
         """Whether the program that is pinned consists of the same instructions."""
@@ -224,13 +221,13 @@ class Pins:
             if name == _PROGRAM or not path.exists():
                 path.unlink(missing_ok=True)
                 handle.pin(path)
-        for version in self._versions():
+        for version in _versions(self.place):
             if version.name != _OWN:
                 _remove(version)
 
     def clear(self) -> None:
         """Unpin everything."""
-        for version in self._versions():
+        for version in _versions(self.place):
             _remove(version)
 
     def close(self) -> None:
@@ -249,10 +246,14 @@ def _file(name: str) -> str:
     return name.lstrip(".")
 
 
+def _versions(place: Path) -> list[Path]:
+    return sorted(each for each in place.iterdir() if each.name.startswith("layout"))
+
+
 def _links(place: Path) -> list[Link]:
     """Return the links of a directory of pins, as far as this process may see them."""
     try:
-        return [link for version in place.iterdir() for link in _links_in(version)]
+        return [link for version in _versions(place) for link in _links_in(version)]
     except OSError:
         return []
 
