@@ -245,7 +245,9 @@ class Restorer:
         entered, rest = self._table.templates[named.protocol], named.key[len(client) :]
 
         def find(client: bytes) -> Template | None:
-            found = entered.get(persistence.masked(client, netmask) + rest)
+            if netmask is not None:
+                client = persistence.masked(client, netmask)
+            found = entered.get(client + rest)
             return found if found is not None and found.server is server else None
 
         return find

@@ -13,8 +13,8 @@ from lvskit_datapath_xdp.loader import BpfError, Map, MapSpec, MapType
 from lvskit_datapath_xdp.loader.mapspec import MapFlags
 from lvskit_datapath_xdp.names import Name
 
-_TIMES: Final = Struct("<dd")  # at the end of a template
-_WHICH: Final = layout.TEMPLATE.size - _TIMES.size
+# A template as few differ in it, and its end and timeout.
+_HALVES: Final = Struct(f"<{layout.TEMPLATE.size - 16}sdd")
 
 _log = logging.getLogger(__name__)
 
@@ -117,25 +117,37 @@ class Templates:
         """
         restored = 0
         known: dict[bytes, tuple[Any, bool, int]] = {}
-        for key, value in list(self._map.items()):
-            protocol, size, flow = layout.TEMPLATE_KEY.unpack(key)
-            which = value[:_WHICH]
+        stale = []
+        rows = (
+            row
+            for keys, values in self._map.lookup_batch()
+            for row in zip(
+                layout.TEMPLATE_KEY.iter_unpack(keys), _HALVES.iter_unpack(values), strict=True
+            )
+        )
+        for (protocol, size, flow), (which, deadline, timeout) in rows:
             if which not in known:
-                *fields, dport, _, _ = layout.TEMPLATE.unpack(value)
-                assured = bool(fields[6] & TemplateFlag.ASSURED)
-                known[which] = servers.get(Name.read(tuple(fields))), assured, dport
+                known[which] = self._read(which, servers)
             server, assured, dport = known[which]
-            deadline, timeout = _TIMES.unpack_from(value, layout.TEMPLATE.size - _TIMES.size)
-            template = None
+            template, key = None, flow[:size]
             if server is not None:
                 template = restorer.template(
-                    server, protocol, flow[:size], dport, deadline, timeout, assured
+                    server, protocol, key, dport, deadline, timeout, assured
                 )
             if template is None:
-                self._map.delete(key)
+                stale.append(layout.TEMPLATE_KEY.pack(protocol, size, flow))
             else:
                 restored += 1
+        for each in stale:
+            self._map.delete(each)
         return restored
+
+    @staticmethod
+    def _read(which: bytes, servers: Mapping[Name, Any]) -> tuple[Any, bool, int]:
+        """Return the server, whether it is assured, and the port, of the first half of a value."""
+        *fields, dport, _, _ = layout.TEMPLATE.unpack(which.ljust(layout.TEMPLATE.size, b"\0"))
+        assured = bool(fields[6] & TemplateFlag.ASSURED)
+        return servers.get(Name.read(tuple(fields))), assured, dport
 
 
 def _key(template: Template) -> bytes:
