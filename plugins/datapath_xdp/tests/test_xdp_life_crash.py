@@ -205,6 +205,26 @@ def test_keep_leaves_the_program_at_work(network, bpffs):
     assert program_on(network) == ""
 
 
+def test_after_a_clean_stop_the_state_file_has_everything(network, bpffs):
+    daemon = Daemon(network, bpffs / "pins", [service()]).ready()
+    peers = [Peer(network) for _ in range(4)]
+    for _ in range(20):
+        for peer in peers:
+            peer.ask()
+        time.sleep(0.1)
+    before = daemon.connections()
+    daemon.stop()
+    assert program_on(network) == ""
+    assert not (bpffs / "pins").exists()
+    daemon = Daemon(network, bpffs / "pins", [service()]).ready()
+    after = daemon.connections()
+    assert after.keys() == before.keys()
+    for client, each in after.items():
+        assert before[client]["expires_s"] - 20 < each["expires_s"] < before[client]["expires_s"]
+    for peer in peers:
+        peer.ask()
+
+
 def test_without_a_bpf_file_system_it_goes_on_and_says_so(network):
     daemon = Daemon(network, None, [service()]).ready()
     said = daemon.log.read_text()

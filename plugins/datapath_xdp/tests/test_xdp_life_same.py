@@ -5,6 +5,7 @@ No network: see `test_xdp_bridge_same`.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from typing import Any
 
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from lvskit_datapath_xdp import layout
 from lvskit_datapath_xdp.adoption import Adopted, Adoption
 from lvskit_datapath_xdp.bridge import Bridge
+from lvskit_datapath_xdp.engine import OBJECT
 from lvskit_datapath_xdp.ids import Ids
-from lvskit_datapath_xdp.loader import Map, MapFlags, MapSpec, MapType, RingBuffer
+from lvskit_datapath_xdp.loader import BpfObject, Map, MapFlags, MapSpec, MapType, RingBuffer
 from lvskit_datapath_xdp.names import Name, Names, Noted
 from lvskit_datapath_xdp.neighbours import Hop
 from lvskit_datapath_xdp.servers import Servers
@@ -210,6 +212,18 @@ def test_a_full_table_sheds_half_open_connections_and_their_slots() -> None:
 
 
 # --- what is written down ---
+
+
+def test_the_version_changes_with_what_is_pinned() -> None:
+    """Where this fails, raise `layout.VERSION`, then write the new digest here."""
+    header = OBJECT.with_name("layout.h").read_text()
+    code = "\n".join(line.strip() for line in header.splitlines() if not line.startswith(" *"))
+    notes = [each.format for each in (layout.NAME, layout.TEMPLATE_KEY, layout.TEMPLATE)]
+    source = BpfObject.read(OBJECT)
+    shapes = [(s.name, s.type, s.key_size, s.value_size, s.flags) for s in source.maps.values()]
+    facts = repr((code, notes, sorted(shapes), source.rodata.places))
+    digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    assert (layout.VERSION, digest) == (1, "527a49d11665d469")
 
 
 @pytest.mark.usefixtures("bpf")

@@ -13,7 +13,8 @@ from typing import Final, NamedTuple
 
 from lvskit_datapath_xdp.loader import BpfError, Link, Mode, Program
 
-# Linux include/uapi/linux/rtnetlink.h, if_link.h and if_addr.h
+# Linux include/uapi/linux/rtnetlink.h and if_link.h
+_NEWLINK: Final = 16
 _GETLINK: Final = 18
 _REQUEST: Final = 1
 _XDP, _XDP_ATTACHED, _XDP_PROG_ID = 43, 2, 4
@@ -37,6 +38,8 @@ def attached(ifindex: int) -> Attached | None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
         netlink.send(_HEADER.pack(_HEADER.size + len(body), _GETLINK, _REQUEST, 0, 0) + body)
         answer = netlink.recv(1 << 16)
+    if _HEADER.unpack_from(answer)[1] != _NEWLINK:
+        return None
     for kind, content in _attributes(answer[_HEADER.size + _IFINFO.size :]):
         if kind & ~_NESTED == _XDP:
             facts = {kind: int.from_bytes(value, "little") for kind, value in _attributes(content)}

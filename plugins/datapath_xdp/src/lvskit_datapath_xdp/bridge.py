@@ -192,36 +192,33 @@ class Bridge:
         oldest = self._ticks.units(now - _LATE_S)
         for at in ring.offsets():
             record = RECORD.unpack_from(ring.memory, at)
-            kind, version, *_ = record
-            known = self._slots[version].owners.get(record[6])
-            if known is not None and not _is_of(known, version, record[15], record[10]):
+            kind, version, _, _, _, _, slot, seen, _, _, port, protocol, old, _, _, address = record
+            known = self._slots[version].owners.get(slot)
+            if known is not None and not _is_of(known, version, address, port):
                 known = None
             if kind == _MISS:
-                if record[7] < oldest:
+                if seen < oldest:
                     self.late += 1
-                else:
+                elif slot != NO_SLOT or protocol != TCP or not self._answered(at, version):
                     packets.append(at)
             elif kind == _PLACED and known is not None:
                 known.server.counters.conns += 1  # nobody had heard of it
             elif kind == _PLACED:
                 self._placed(record, now)
-            elif known is not None and known.state == record[12]:
+            elif known is not None and known.state == old:
                 self._moved(record, now)
         try:
-            self._handle([at for at in packets if not self._answered(at)])
+            self._handle(packets)
         finally:
             ring.release()
             for sender in self._frames.values():
                 sender.flush()
 
-    def _answered(self, at: int) -> bool:
-        """Whether a record's packet opened a connection whose server has answered since."""
-        record = RECORD.unpack_from(self._ring.memory, at)
-        if record[6] != NO_SLOT:
-            return False  # it asks what becomes of a connection that had been there
-        start = at + RECORD.size + (12 if record[1] == 4 else 8)
-        key = bytes(self._ring.memory[start : start + (12 if record[1] == 4 else 36)])
-        connection = self._tables[0].get(key) if record[11] == TCP else None
+    def _answered(self, at: int, version: int) -> bool:
+        """Whether a record's packet has opened a connection that has moved on since."""
+        start, size = (12, 12) if version == 4 else (8, 36)  # Flow.key
+        start += at + RECORD.size
+        connection = self._tables[0].get(bytes(self._ring.memory[start : start + size]))
         return connection is not None and connection.state_name != "SYN_RECV"
 
     # --- what the director tells ---

@@ -120,10 +120,10 @@ class Slots:
     def adopt(self, owners: dict[int, Known]) -> None:
         """Note whose the slots are that a former daemon or the program has written."""
         taken = self._taken
-        for number in owners:
+        for number, connection in owners.items():
             taken[number // _BUCKET] += 1
-        self.owners = owners
-        self.numbers = dict(zip(owners.values(), owners, strict=True))
+            self.owners[number] = connection
+            self.numbers[connection] = number
 
     def busy(self, number: int) -> bool:
         """Whether a slot is being written."""
