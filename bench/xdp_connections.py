@@ -68,7 +68,7 @@ def world(scheduler: str, size: int) -> World:
     for number in range(SERVERS):
         address = bytes([192, 168, 1, 1 + number])
         director.add_server(key, address, None, ServerSettings(weight=1 + number % 3))
-    engine = Engine(XdpOptions(interface="sink", slots6=8), size)
+    engine = Engine(XdpOptions(interface="sink", slots6=8, pins=""), size)
     maps = engine.maps
     slots = {4: Slots4(maps["connections4"], engine), 6: Slots6(maps["connections6"], engine)}
     services = Services(maps["services"])

@@ -14,13 +14,13 @@ PERIOD_S: Final = 2.0
 
 
 class Estimator:
-    """Keeps what listings show of one counted thing: a server, a service, the director."""
+    """Keeps what listings show of one counted thing; `zeroed`: what it had been at the last -Z."""
 
-    __slots__ = ("_averages", "_folded", "_zero")
+    __slots__ = ("_averages", "_folded", "zeroed")
 
     def __init__(self, start: Counters) -> None:
         self._folded = start + Counters()  # a copy: the counters go on
-        self._zero = Counters()
+        self.zeroed = Counters()
         self._averages = [0, 0, 0, 0, 0]
 
     def tick(self, now: Counters) -> None:
@@ -35,12 +35,12 @@ class Estimator:
 
     def zero(self) -> None:
         """Start again from 0 (``-Z``): the counters themselves go on."""
-        self._zero = self._folded
+        self.zeroed = self._folded
         self._averages = [0, 0, 0, 0, 0]
 
     def shown(self) -> Counters:
         """Return the counters as of the last tick, less what was zeroed."""
-        return self._folded - self._zero
+        return self._folded - self.zeroed
 
     def rates(self) -> Rates:
         """Return the averages, rounded up as the kernel does."""

@@ -53,6 +53,12 @@ def add_parser(subparsers: Any) -> None:
         help="while the daemon is down, let the services' packets pass to this host's own "
         "sockets; otherwise they are dropped, so that connections survive a restart",
     )
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="for the datapath xdp: leave its program at work in the end, so that known "
+        "connections go on until the next start",
+    )
     parser.add_argument("--state", metavar="FILE", help="where it keeps connections; '' = nowhere")
     parser.add_argument("-v", "--verbose", action="store_true", help="log more")
     parser.set_defaults(func=run)
@@ -75,6 +81,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     import asyncio
     import signal
 
+    from lvskit.control import privileges
     from lvskit.control.daemon import DirectorServer
     from lvskit.errors import LvskitError
     from lvskit.plugins import load_plugins
@@ -97,7 +104,10 @@ async def _serve(arguments: argparse.Namespace) -> None:
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)
-    await server.serve()
+    async with server:
+        if server.capabilities is not None:
+            privileges.keep_only(server.capabilities)
+        await server.serve()
 
 
 def _configuration(path: str | None, arguments: argparse.Namespace, plugins: Plugins) -> Config:
@@ -111,8 +121,9 @@ def _configuration(path: str | None, arguments: argparse.Namespace, plugins: Plu
     director = config.director
     changes = {name: getattr(arguments, name) for name in ("datapath", "socket", "size", "state")}
     options = dict(director.datapath_options)
-    if arguments.bypass:
-        options["bypass"] = True
+    for name in ("bypass", "keep"):
+        if getattr(arguments, name):
+            options[name] = True
     if arguments.interface is not None:
         options["interface"] = arguments.interface
     changes["datapath_options"] = options

@@ -56,6 +56,8 @@ class DirectorServer:
         config: as given, validated.
         director: the sans-IO director, once started.
         control: carries out the commands of the socket, once started.
+        capabilities: numbers of those Linux capabilities that the datapath needs from then on;
+            None = it does not say.
         socket: path of the control socket; None = none.
 
     Raises:
@@ -75,6 +77,7 @@ class DirectorServer:
 
     director: Director
     control: Control
+    capabilities: frozenset[int] | None
 
     def __init__(
         self,
@@ -150,6 +153,7 @@ class DirectorServer:
         )
         self.director = brain.director = director
         body.attach(director)
+        self.capabilities = body.capabilities
 
         def changed() -> None:
             body.services_changed([service.key for service in director.services])
@@ -161,14 +165,15 @@ class DirectorServer:
             director, plugins, self._clock, changed, body.losses, datapath, body.refresh
         )
         self.control.call("apply", {"config": msgspec.to_builtins(self.config)})
-        self._restore(stack)
+        body.adopt()
+        self._restore(stack, body)
         return body
 
-    def _restore(self, stack: AsyncExitStack) -> None:
+    def _restore(self, stack: AsyncExitStack, body: datapaths.Body) -> None:
         path = _state_path(self.config.director, self.socket)
         if path is None:
             return
-        self._state = state = StateFile(path)
+        self._state = state = StateFile(path, body.deadline)
         kept = state.load(self.director, self._clock())
         if kept:
             _log.info("%d connections of the last run go on", kept)

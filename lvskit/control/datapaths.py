@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from lvskit.control.snapshot import Restorer
+from lvskit.control.state import no_garbage
+from lvskit.core.connection import Connection
 from lvskit.core.director import Director
 from lvskit.errors import ConfigError, UnknownPlugin
 from lvskit.interfaces import Datapath
@@ -49,6 +54,15 @@ class Brain:
         spec = DatapathSpec(name="live", summary="", factory=_live, options=LiveOptions)
         return LiveDatapath(_options(spec, options), self.clock)
 
+    @contextmanager
+    def restoring(self) -> Iterator[Restorer]:
+        """Let a datapath enter connections that it has kept; in the end, what is over ends."""
+        now = self.clock()
+        restorer = Restorer(self.director, now, now)
+        with no_garbage():
+            yield restorer
+            restorer.finish()
+
 
 class ServicesChanged(Protocol):
     """Takes note of the services that there are now."""
@@ -73,6 +87,12 @@ class Body:
         services_changed: see `ServicesChanged`; refresh: see `Refresh`.
         losses: returns packets lost on the way, by place.
         facts: returns what it is here, by name; figures: what it has done since it was opened.
+        adopt: brings back what the datapath has kept since the last run; called when the director
+            has its services, and before the state file is read, which supplies the rest.
+        deadline: returns when a connection ends, as far as the datapath knows; None where it
+            brings the connection back itself at the next start, whatever becomes of this process.
+        capabilities: numbers of those Linux capabilities that it needs while it runs; None = it
+            does not say.
         open: begins to take packets, which wait for `run`; raises `DatapathError` where this host
             lacks something, before the daemon says that it is ready.
         close: undoes every change made to the host; called last, also where `run` never was.
@@ -91,6 +111,10 @@ class Body:
         self.losses: Callable[[], dict[str, int]] = own("losses", dict)
         self.facts: Callable[[], dict[str, str]] = own("facts", dict)
         self.figures: Callable[[], dict[str, int]] = own("figures", dict)
+        self.adopt: Callable[[], None] = own("adopt", _ignore)
+        self.deadline: Callable[[Connection], float | None]
+        self.deadline = own("deadline", attrgetter("deadline"))
+        self.capabilities: frozenset[int] | None = getattr(datapath, "capabilities", None)
         self.open: Callable[[], None] = own("open", _ignore)
         self.close: Callable[[], None] = own("close", _ignore)
 

@@ -6,14 +6,16 @@ had left. Not kept: statistics, and what a scheduler remembers for itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Final, NamedTuple
+from operator import attrgetter
+from typing import Final, NamedTuple, Protocol
 
-from lvskit.core import states
+from lvskit.core import persistence, states
 from lvskit.core.connection import Connection, Template
 from lvskit.core.director import Director
+from lvskit.core.packet import Parsed
 from lvskit.core.service import RealServer
 from lvskit.types import TCP
 
@@ -68,11 +70,23 @@ class Part:
     connections: list[ConnectionRecord] = field(default_factory=list)
 
 
-def export(director: Director, now: float, size: int = 1000) -> Iterator[Part]:
+def export(
+    director: Director,
+    now: float,
+    size: int = 1000,
+    deadline: Callable[[Connection], float | None] = attrgetter("deadline"),
+) -> Iterator[Part]:
     """Yield what `director` remembers, `size` entries at a time, templates first.
 
     The director may work between two parts: an entry that ends meanwhile is left out, a new one
     is not looked for, and `remaining_s` counts from `now` all the time.
+
+    Args:
+        director: whose entries.
+        now: the time.
+        size: entries to a part.
+        deadline: returns when a connection really ends, by all that the datapath knows; None
+            leaves it out.
     """
     director.expire(now)
     table = director.table
@@ -90,16 +104,19 @@ def export(director: Director, now: float, size: int = 1000) -> Iterator[Part]:
         for entry in batch:
             if entry.slot is None:
                 continue  # it has ended since
+            end = entry.deadline if isinstance(entry, Template) else deadline(entry)
+            if end is None:
+                continue
             server = servers.get(entry.server)
             if server is None:
                 server = servers[entry.server] = len(servers)
                 upper, overloaded = entry.server.settings.upper, entry.server.overloaded
                 part.servers.append(ServerRecord(*_name(entry.server), upper, overloaded))
-            common = (server, entry.protocol, entry.key, entry.dport, entry.deadline - now)
+            common = (server, entry.protocol, entry.key, entry.dport, end - now)
             if isinstance(entry, Template):
                 numbers[entry] = len(numbers)
-                end = (entry.timeout, entry.assured, entry in table.retired)
-                part.templates.append(TemplateRecord(*common, *end))
+                more = (entry.timeout, entry.assured, entry in table.retired)
+                part.templates.append(TemplateRecord(*common, *more))
             else:
                 template, rank = numbers.get(entry.template, _NONE), ranks.get(entry, 0)
                 part.connections.append(
@@ -108,8 +125,31 @@ def export(director: Director, now: float, size: int = 1000) -> Iterator[Part]:
         yield part
 
 
+class Enter(Protocol):
+    """Enters connections that have their server, protocol and server's port in common."""
+
+    def __call__(
+        self,
+        key: bytes,
+        deadline: float,
+        state: int,
+        template: Template | None = None,
+        two_way: bool = False,
+        rank: float = 0,
+    ) -> Connection | None:
+        """Enter a connection; None where there is no room, or another one of this key.
+
+        Args:
+            key, state, template, two_way: of the connection.
+            deadline: its end, later than now.
+            rank: its turn to be shed, of those that are half open.
+        """
+
+
 class Restorer:
-    """Brings a snapshot back, part by part, for those servers that the director has again.
+    """Brings connections back: a snapshot's, part by part, or one by one, as a datapath has them.
+
+    Only for those servers that the director has again.
 
     An entry is left out whose server is no more, whose time is over, that the table has no room
     for, or that cannot be: records are not trusted. Observers hear of each as of a new one.
@@ -127,7 +167,8 @@ class Restorer:
         self._there = {_name(server): server for server in servers}
         self._servers: list[RealServer | None] = []
         self._templates: list[Template | None] = []
-        self._ranked: list[tuple[int, Connection]] = []
+        self._enter: dict[tuple[RealServer, int, int], Enter] = {}
+        self._ranked: list[tuple[float, Connection]] = []
 
     def add(self, part: Part) -> None:
         """Bring back the next part."""
@@ -153,47 +194,116 @@ class Restorer:
 
     def _template(self, record: TemplateRecord) -> Template | None:
         server, table = self._server(record), self._table.templates.get(record.protocol)
-        if server is None or table is None or record.key in table:
+        if server is None or table is None or not 0 <= record.timeout_s < _LONGEST_S:
             return None
-        if not 0 <= record.timeout_s < _LONGEST_S:
-            return None
-        template = Template(record.protocol, record.key, server, record.dport)
-        template.deadline = self._start + record.remaining_s
-        template.timeout, template.assured = record.timeout_s, record.assured
-        self._table.add_template(template)
-        if record.retired:
+        there = table.get(record.key)
+        if there is not None:  # as the datapath has brought it back
+            return there if there.server is server else None
+        deadline = self._start + record.remaining_s
+        timeout, assured = record.timeout_s, record.assured
+        template = self.template(
+            server, record.protocol, record.key, record.dport, deadline, timeout, assured
+        )
+        if template is not None and record.retired:
             del table[record.key]
             self._table.retired.add(template)
+        return template
+
+    def template(
+        self,
+        server: RealServer,
+        protocol: int,
+        key: bytes,
+        dport: int,
+        deadline: float,
+        timeout_s: float,
+        assured: bool,
+    ) -> Template | None:
+        """Enter a template; None where there is no room, or another one of this key."""
+        table = self._table
+        if key in table.templates[protocol] or len(table) >= table.size:
+            return None
+        template = Template(protocol, key, server, dport)
+        template.deadline = deadline
+        template.timeout, template.assured = timeout_s, assured
+        table.add_template(template)
         server.persistconns += 1
         self._director.wheel.schedule(template)
         return template
 
+    def templates(
+        self, server: RealServer, protocol: int, address: bytes, port: int
+    ) -> Callable[[bytes], Template | None]:
+        """Return what finds the templates of connections to a virtual address and port.
+
+        It takes a client's address, and returns None where there is none that names `server`.
+        """
+        service, netmask = server.service, server.service.settings.netmask
+        client, version = bytes(len(address)), 4 if len(address) == 4 else 6
+        first = Parsed(version, protocol, client, address, 0, 0, False, dport=port)
+        named = persistence.template_flow(service, first)
+        entered, rest = self._table.templates[named.protocol], named.key[len(client) :]
+
+        def find(client: bytes) -> Template | None:
+            if netmask is not None:
+                client = persistence.masked(client, netmask)
+            found = entered.get(client + rest)
+            return found if found is not None and found.server is server else None
+
+        return find
+
     def _connection(self, record: ConnectionRecord) -> None:
         server, table = self._server(record), self._table.connections.get(record.protocol)
         deadline = self._start + record.remaining_s
-        if server is None or table is None:
+        if server is None or table is None or deadline <= self._now:
             return
-        tables = states.TABLES[record.protocol]
-        if not 0 <= record.state < len(tables.names):
+        if not 0 <= record.state < len(states.TABLES[record.protocol].names):
             return
-        if record.key in table or deadline <= self._now:
-            return
-        connection = Connection(record.protocol, record.key, server, record.dport)
-        connection.deadline, connection.two_way = deadline, record.two_way
-        connection.state = record.state
-        if connection.active:
-            server.activeconns += 1
-        else:
-            server.inactconns += 1
+        template = None
         if 0 <= record.template < len(self._templates):
-            connection.template = self._templates[record.template]
-        if connection.template is not None:
-            connection.template.children += 1
-        if record.protocol == TCP and record.state in states.HALF_OPEN:
-            self._ranked.append((record.rank, connection))
-        self._table.add(connection)
-        self._director.wheel.schedule(connection)
-        self._director._tell(server.service.opened, connection)
+            template = self._templates[record.template]
+        alike = server, record.protocol, record.dport
+        enter = self._enter.get(alike)
+        if enter is None:
+            enter = self._enter[alike] = self.connections(*alike)
+        enter(record.key, deadline, record.state, template, record.two_way, record.rank)
+
+    def connections(self, server: RealServer, protocol: int, dport: int) -> Enter:
+        """Return what enters connections to a server, which counts them."""
+        table, wheel, ranked = self._table, self._director.wheel, self._ranked
+        entered, opened = table.connections[protocol], server.service.opened
+        active = states.TABLES[protocol].active
+        half_open = states.HALF_OPEN if protocol == TCP else frozenset()
+
+        def enter(
+            key: bytes,
+            deadline: float,
+            state: int,
+            template: Template | None = None,
+            two_way: bool = False,
+            rank: float = 0,
+        ) -> Connection | None:
+            if key in entered or len(table) >= table.size:
+                return None
+            connection = Connection(protocol, key, server, dport)
+            connection.deadline, connection.two_way = deadline, two_way
+            connection.state = state
+            if state in active:
+                server.activeconns += 1
+            else:
+                server.inactconns += 1
+            if template is not None:
+                connection.template = template
+                template.children += 1
+            if state in half_open:
+                ranked.append((rank, connection))
+            table.add(connection)
+            wheel.schedule(connection)
+            if opened:
+                self._director._tell(opened, connection)
+            return connection
+
+        return enter
 
     def finish(self) -> int:
         """End what has run out, and return how many entries the table has."""

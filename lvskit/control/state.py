@@ -15,14 +15,16 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
 import msgspec
 
 from lvskit.control.snapshot import Part, Restorer, export
+from lvskit.core.connection import Connection
 from lvskit.core.director import Director
 
 _LENGTH: Final = struct.Struct("!I")
@@ -71,10 +73,17 @@ class StateFile:
 
     Args:
         path: the file; one that belongs to another user is not read.
+        deadline: returns when a connection really ends, by all that the datapath knows; None
+            leaves it out of the file, for the datapath brings it back itself.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(
+        self,
+        path: str,
+        deadline: Callable[[Connection], float | None] = attrgetter("deadline"),
+    ) -> None:
         self.path = path
+        self._deadline = deadline
         self._written: object = None
 
     def load(self, director: Director, now: float) -> int:
@@ -87,7 +96,7 @@ class StateFile:
             with open(self.path, "rb", opener=_open_own) as file:
                 frames = _frames(file)
                 header = msgspec.msgpack.decode(next(frames, b""), type=Header)
-                with _no_garbage():
+                with no_garbage():
                     _restore(frames, Restorer(director, now - header.age_s(), now))
         except FileNotFoundError:
             pass
@@ -119,7 +128,7 @@ class StateFile:
             with open(beside, "xb", opener=_create) as file:
                 _put(file, msgspec.msgpack.encode(Header.now()))
                 encoder = msgspec.msgpack.Encoder()
-                for part in export(director, now):
+                for part in export(director, now, deadline=self._deadline):
                     _put(file, encoder.encode(part))
                     yield
                 _put(file, b"")
@@ -139,7 +148,7 @@ def _restore(frames: Iterator[bytes], restorer: Restorer) -> None:
 
 
 @contextmanager
-def _no_garbage() -> Iterator[None]:
+def no_garbage() -> Iterator[None]:
     """Let the collector rest while a million entries are made, none of them garbage: 1.6 times."""
     enabled = gc.isenabled()
     gc.disable()

@@ -15,6 +15,7 @@ import pytest
 from lvskit import Route, load_plugins
 from lvskit.control.api import Control
 from lvskit.control.daemon import DirectorServer
+from lvskit.control.datapaths import Brain
 from lvskit.control.state import Header, StateFile
 from lvskit.core.director import Director
 
@@ -55,6 +56,42 @@ def test_what_is_saved_is_restored(tmp_path: Path) -> None:
     assert oct(os.stat(file.path).st_mode & 0o7777) == "0o600"
     assert file.load(new, time.monotonic()) == 100
     assert flows(new) == flows(old)
+
+
+def test_deadlines_are_the_datapath_s(tmp_path: Path) -> None:
+    old, new, now = director(), director(), time.monotonic()
+    for client in range(3):
+        send(old, client)
+    first, second, third = old.table.tcp.values()
+    # It knows better when the first ends, brings the second back itself, and knows not the third.
+    ends = {first: now + 500, second: None}
+    file = StateFile(str(tmp_path / "state"), lambda c: ends.get(c, c.deadline))
+    file.save(old, now)
+    file.load(new, now)
+    assert {c.key for c in new.table.tcp.values()} == {first.key, third.key}
+    assert new.table.tcp[first.key].deadline == pytest.approx(now + 500, abs=0.1)
+    assert new.table.tcp[third.key].deadline == pytest.approx(third.deadline, abs=0.1)
+    assert len(new.table.templates[6]) == 3
+
+
+def test_connections_of_the_file_hang_on_templates_that_are_there(tmp_path: Path) -> None:
+    old, new, now = director(), director(), time.monotonic()
+    for client in (1, 2):
+        send(old, client)
+    file = StateFile(str(tmp_path / "state"))
+    file.save(old, now)
+    brain = Brain(lambda: now)
+    brain.director = new
+    (service,) = new.services
+    one, other = old.table.templates[6].values()
+    with brain.restoring() as restorer:
+        for template, same in ((one, True), (other, False)):
+            names = [s.name == template.server.name for s in service.servers]
+            server = service.servers[names.index(same)]
+            restorer.template(server, 6, template.key, 23, now + 77, 300.0, False)
+    file.load(new, now)
+    kept = list(new.table.templates[6].values())
+    assert [(each.deadline, each.children) for each in kept] == [(now + 77, 1), (now + 77, 0)]
 
 
 def test_no_file_is_no_news(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

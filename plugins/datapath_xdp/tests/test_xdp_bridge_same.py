@@ -81,7 +81,7 @@ class Fast:
         self.now = now
         self.director = director(scheduler, now)
         self.director.wheel = SeenWheel(now, self.kept_until)
-        options = XdpOptions(interface="lo", slots4=64, slots6=8)
+        options = XdpOptions(interface="lo", slots4=256, slots6=8, pins="")
         self.engine = engine = Engine(options, 64)
         maps = engine.maps
         slots = {4: Slots4(maps["connections4"], engine), 6: Slots6(maps["connections6"], engine)}

@@ -186,7 +186,7 @@ class Running:
         self, network: Network, services: Sequence[dict[str, Any]] = (), **options: Any
     ) -> None:
         self._host = network.director
-        given = {"interface": "eth0", **options}
+        given = {"interface": "eth0", "pins": "", **options}
         director = {"datapath": "xdp", "datapath_options": given, "socket": ""}
         director["state"] = str(network.place / "state")
         self._server = DirectorServer({"director": director, "service": list(services)})

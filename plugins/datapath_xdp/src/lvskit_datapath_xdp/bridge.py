@@ -10,6 +10,7 @@ from lvskit_datapath_xdp.frames import ROOM, FrameSender
 from lvskit_datapath_xdp.layout import (
     MISS4,
     MISS6,
+    NO_SLOT,
     RECORD,
     RECORD_LENGTH,
     RECORD_SERVICE,
@@ -25,6 +26,7 @@ from lvskit_datapath_xdp.timing import Clock
 _BATCH: Final = 256  # records to one turn of the event loop
 _LONGEST: Final = ROOM - 14  # bytes behind the Ethernet header
 _BEGINS: Final = {4: 12, 6: 0}  # the client's address in a record's, by IP version
+_LATE_S: Final = 5.0
 _WORD: Final = 0xFFFFFFFF
 _PLACED, _STATE, _SYN = RecordKind.PLACED, RecordKind.STATE, RecordKind.SYN
 
@@ -42,10 +44,13 @@ class Bridge:
         slots: by IP version.
         services, servers: what the program knows of them.
         send: carries out a verdict the portable way; False where it cannot.
+        decided: called when connections have been opened, before their slots are written and
+            their packets leave.
 
     Attributes:
         received: packets taken from the program.
         lost: verdicts that could not be carried out.
+        late: packets that had waited too long for this daemon to start.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class Bridge:
         services: Services,
         servers: Servers,
         send: Callable[[Verdict, bytes], bool],
+        decided: Callable[[], None] = lambda: None,
     ) -> None:
         self._director = director
         self._clock, self._ticks = clock, ticks
@@ -65,12 +71,14 @@ class Bridge:
         self._slots = slots
         self._services, self._servers = services, servers
         self._send = send
+        self._decided = decided
         self._frames: dict[int, FrameSender] = {}
         self._watched: set[Any] = set()
         self._tables = director.table.tcp, director.table.udp
         self._following = False
         self.received = 0
         self.lost = 0
+        self.late = 0
 
     # --- records ---
 
@@ -115,6 +123,7 @@ class Bridge:
                 decided.append((at, packet, receive(packet, now)))
             else:
                 self._heard(RECORD.unpack_from(memory, at), now)
+        self._decided()
         self.received += len(decided)
         for entry, verdict, packet in self._place(decided):
             made, head = verdict.packet, entry.head
@@ -161,19 +170,23 @@ class Bridge:
         if record[0] == _PLACED:
             self._placed(record, now)
             return
-        _, version, flags, _, _, _, _, number, *_, address, port, _ = record
-        connection = self._slots[version].owners[number]
-        client = address[_BEGINS[version] :]
-        if (
-            connection is None
-            or connection.key[: len(client)] + connection.key[-4:-2] != client + port
-        ):
+        connection = self._owner(record)
+        if connection is None:
             return  # it has ended since
         self._following = True
         try:
-            self._director.follow(connection, flags, now)
+            self._director.follow(connection, record[2], now)
         finally:
             self._following = False
+
+    def _owner(self, record: Record) -> Known | None:
+        """Return the connection that has a record's slot, if it is its client's."""
+        _, version, _, _, _, _, _, slot, *_, address, port, _ = record
+        known = self._slots[version].owners[slot] if slot != NO_SLOT else None
+        client = address[_BEGINS[version] :]
+        if known is None or known.key[: len(client)] != client or known.key[-4:-2] != port:
+            return None
+        return known
 
     def _placed(self, record: Record, now: float) -> None:
         """Have the director open a connection that the program has placed."""
@@ -206,6 +219,43 @@ class Bridge:
         if connection is not None and entry is not None and connection.transmit == entry.way:
             key = slots.key(address, port, number)
             slots.place(connection, one, other, key, entry.number | state << 16, seen)
+
+    def catch_up(self) -> None:
+        """Handle the records that a former daemon has left, once its connections are back.
+
+        They had reached their slots, so what a record says of one may have been done already. A
+        packet that has waited long is not sent on: its client has sent it again, or given up.
+        """
+        now, ring, packets = self._clock(), self._ring, []
+        oldest = self._ticks.units(now - _LATE_S)
+        for at in ring.offsets():
+            record = RECORD.unpack_from(ring.memory, at)
+            kind, version, _, _, _, protocol, old, slot, seen, *_ = record
+            known = self._owner(record)
+            if kind == _PLACED and known is not None:
+                known.server.counters.conns += 1  # nobody had heard of it
+            elif kind == _PLACED:
+                self._placed(record, now)
+            elif kind == _STATE:
+                if known is not None and known.state == old:
+                    self._heard(record, now)
+            elif seen < oldest:
+                self.late += 1
+            elif slot != NO_SLOT or protocol != TCP or not self._answered(at, version):
+                packets.append(at)
+        try:
+            self._handle(packets)
+        finally:
+            ring.release()
+            for sender in self._frames.values():
+                sender.flush()
+
+    def _answered(self, at: int, version: int) -> bool:
+        """Whether a record's packet has opened a connection that has moved on since."""
+        start, size = (12, 12) if version == 4 else (8, 36)  # Flow.key
+        start += at + RECORD.size
+        connection = self._tables[0].get(bytes(self._ring.memory[start : start + size]))
+        return connection is not None and connection.state_name != "SYN_RECV"
 
     # --- what the director tells ---
 
@@ -252,10 +302,13 @@ class Bridge:
             for connection in table.values():
                 entry = self._servers.entries.get(connection.server)
                 service = self._services.ids.get(connection.server.service.key)
-                if entry is None or service is None:
+                if entry is None or service is None or connection in self._slots_of(connection):
                     continue
                 if entry.carried and connection.transmit == entry.way:
                     self._place_again(connection, entry.number, service)
+
+    def _slots_of(self, connection: Known) -> dict[Known, int]:
+        return self._slots[4 if len(connection.key) == 12 else 6].numbers
 
     def _place_again(self, connection: Known, server: int, service: int) -> None:
         flow = connection.flow
@@ -277,7 +330,7 @@ class Bridge:
     def losses(self) -> dict[str, int]:
         """Return packets lost on the way, by the place where they were."""
         failed = sum(sum(sender.failed.values()) for sender in self._frames.values())
-        return {"not_framed": failed, "not_given_back": self.lost}
+        return {"not_framed": failed, "not_given_back": self.lost, "late": self.late}
 
     def close(self) -> None:
         """Close the sockets and the ring."""

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 from lvskit import DatapathError, Director, Route, ServiceKey, Verdict
+from lvskit_datapath_xdp.adoption import Adoption, Restorer
 from lvskit_datapath_xdp.bridge import Bridge
 from lvskit_datapath_xdp.engine import Engine
 from lvskit_datapath_xdp.layout import Reason
 from lvskit_datapath_xdp.loader import BpfError, RingBuffer
+from lvskit_datapath_xdp.loader.privileges import CAPABILITIES
+from lvskit_datapath_xdp.names import Names
 from lvskit_datapath_xdp.neighbours import Neighbours
 from lvskit_datapath_xdp.options import XdpOptions
 from lvskit_datapath_xdp.servers import Servers, carries
 from lvskit_datapath_xdp.services import Services
 from lvskit_datapath_xdp.slots import Slots, Slots4, Slots6
+from lvskit_datapath_xdp.templates import Templates
 from lvskit_datapath_xdp.timing import SeenWheel
 
 _TICK_S: Final = 1.0
 _MOST_BATCHES: Final = 256
+_NEEDED: Final = (
+    "CAP_NET_ADMIN",  # rules of netfilter, neighbours that are in use
+    "CAP_NET_RAW",  # a packet socket for each interface that servers are behind, as they come
+    "CAP_BPF",  # maps for the rings of services that are added
+)
+
+_log = logging.getLogger(__name__)
 
 
 class Portable(Protocol):
@@ -63,6 +77,9 @@ class Brain(Protocol):
     def live(self, options: Mapping[str, Any]) -> Portable:
         """Return a live datapath."""
 
+    def restoring(self) -> AbstractContextManager[Restorer]:
+        """Return what enters connections that were kept."""
+
 
 class XdpDatapath:
     """Forwards known connections in the kernel; the rest goes through the datapath `live`.
@@ -78,13 +95,20 @@ class XdpDatapath:
         DatapathError: the portable path cannot work on this host.
     """
 
+    capabilities = frozenset(CAPABILITIES[name] for name in _NEEDED)
+    """What it needs once it runs."""
+
     def __init__(self, brain: Brain, options: XdpOptions) -> None:
         self._options = options
+        self._brain = brain
         self._clock = brain.clock
         self._live = brain.live({"bypass": options.bypass, **options.portable})
         self._director: Director
         self._engine: Engine | None = None
+        self._opened = False
+        self._kept = False  # the program outlives this process
         self._slots: dict[int, Slots] = {}
+        self._templates: Templates | None = None
         self._bridge: Bridge
         self._services: Services
         self._servers: Servers
@@ -113,6 +137,8 @@ class XdpDatapath:
             if not self._bridge.read():
                 break
         self._servers.count()
+        if self._templates is not None:
+            self._templates.flush()
         if deadlines:
             self._bridge.keep(self._clock())
 
@@ -146,44 +172,86 @@ class XdpDatapath:
 
     # --- the life of the datapath ---
 
-    def open(self) -> None:
-        """Take the packets from the kernel; what Python decides on waits for `run`.
+    def adopt(self) -> None:
+        """Load the program; where a former daemon has left its maps, bring back what is in them.
 
         Raises:
             DatapathError: what is missing here, and how to get it.
         """
         if self._engine is not None:
             return
-        self._live.open()
-        engine = Engine(self._options, self._director.table.size)
+        engine = self._engine = Engine(self._options, self._director.table.size)
         try:
-            self._open(engine)
-        except BpfError as err:
+            try:
+                self._prepare(engine)
+            except BpfError as err:
+                raise DatapathError(str(err)) from err
+        except BaseException:
+            self._engine = None
             engine.close()
-            raise DatapathError(str(err)) from err
+            raise
+        self._kept = engine.adopted
+        self._update()
 
-    def _open(self, engine: Engine) -> None:
-        maps = engine.maps
-        self._slots = {
+    def _prepare(self, engine: Engine) -> None:
+        maps, notes = engine.maps, engine.notes
+        self._slots = slots = {
             4: Slots4(maps["connections4"], engine),
             6: Slots6(maps["connections6"], engine),
         }
-        self._services = Services(maps["services"])
-        hops = self._neighbours.hops
-        self._servers = Servers(
-            maps["servers"], maps["server_counters"], hops.get, engine.leaves_by
+        self._services = Services(
+            maps["services"], lambda: slots[4].services() | slots[6].services()
         )
+        hops = self._neighbours.hops
+        names = Names(notes["names"]) if notes else None
+        self._servers = Servers(
+            maps["servers"], maps["server_counters"], hops.get, engine.leaves_by, names
+        )
+        table = self._director.table
+        self._templates = templates = Templates(notes["templates"], table) if notes else None
+        clock = engine.clock(self._clock)
         self._bridge = Bridge(
-            self._director, self._clock, engine.clock(self._clock), RingBuffer(maps["misses"]),
-            self._slots, self._services, self._servers, self._live.send,
+            self._director, self._clock, clock, RingBuffer(maps["misses"]), slots,
+            self._services, self._servers, self._live.send,
+            *([templates.flush] if templates is not None else []),
         )  # fmt: skip
-        self._engine = engine
-        self._update()
+        if engine.adopted and names is not None and templates is not None:
+            began = time.monotonic()
+            adoption = Adoption(
+                self._director, slots, self._servers, self._services, names, templates, hops
+            )
+            with self._brain.restoring() as restorer:
+                done = adoption.run(restorer, clock, self._clock())
+            _log.info(
+                "%d connections go on where the last run left them, %d have ended: %.1f s",
+                done.restored, done.ended, time.monotonic() - began,
+            )  # fmt: skip
+
+    def open(self) -> None:
+        """Take the packets from the kernel; what Python decides on waits for `run`.
+
+        Raises:
+            DatapathError: what is missing here, and how to get it.
+        """
+        if self._opened:
+            return
+        self.adopt()
+        engine = self._engine
+        if engine is None:
+            raise DatapathError("the datapath has been closed")
+        self._live.open()
         self._bridge.place_known()
+        self._bridge.catch_up()
         engine.attach()
+        self._opened = True
+        self._kept = engine.pinned
+        self._update()
 
     async def run(self) -> None:
         """Carry packets until cancelled, then leave the host as the portable path's options say.
+
+        Where it is not cancelled but fails, and with the option `keep`, the program and its maps
+        stay, for the next daemon.
 
         Raises:
             DatapathError: it cannot start, or the kernel takes away what it needs.
@@ -198,18 +266,29 @@ class XdpDatapath:
         ]  # fmt: skip
         tasks = [asyncio.create_task(each) for each in work]
         loop.add_reader(ring, self._bridge.read)
+        failed = True
         try:
             ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in ended:
                 task.result()
+        except asyncio.CancelledError:
+            failed = False
+            raise
         finally:
             loop.remove_reader(ring)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._engine.detach()
-            self.refresh(deadlines=True)
-            self.close()
+            self._end(self._engine, keep=failed or self._options.keep)
+
+    def _end(self, engine: Engine, *, keep: bool) -> None:
+        self._kept = engine.pinned and keep and not engine.gone
+        if self._kept:
+            _log.info("the program stays on %s, until the next start", self._options.interface)
+        else:
+            engine.detach()
+        self.refresh(deadlines=not self._kept)
+        self.close()
 
     async def _count(self) -> None:
         """Have counters, routes and path MTUs right every second."""
@@ -217,13 +296,14 @@ class XdpDatapath:
             await asyncio.sleep(_TICK_S)
             self._engine.check()
             self._servers.count()
+            if self._templates is not None:
+                self._templates.flush()
             self._update()
 
     def close(self) -> None:
-        """Stop; once or more."""
+        """Let go of everything; what `run` has not taken off the interface, stays. Once or more."""
         engine, self._engine = self._engine, None
         if engine is not None:
-            engine.detach()
             self._bridge.close()
             self._servers.close()
             for slots in self._slots.values():
@@ -243,6 +323,23 @@ class XdpDatapath:
             if former:
                 self._bridge.let_go(former)
             self._bridge.watch()
+            if self._templates is not None:
+                self._templates.watch(services)
 
     def _kept_until(self, entry: Any, now: float) -> float:
-        return self._bridge.kept_until(entry, now) if self._engine is not None else 0.0
+        if self._engine is None:
+            return 0.0
+        if self._templates is not None and not getattr(entry, "children", True):
+            self._templates.ended(entry)
+        return self._bridge.kept_until(entry, now)
+
+    def deadline(self, connection: Any) -> float | None:
+        """Return when a connection ends; None where the next start finds it in the program."""
+        numbers = self._slots[4 if len(connection.key) == 12 else 6].numbers if self._slots else {}
+        if connection in numbers:
+            if self._kept:
+                return None
+            if self._engine is not None:
+                kept = self._bridge.kept_until(connection, self._clock())
+                return max(kept, float(connection.deadline))
+        return float(connection.deadline)

@@ -1,4 +1,4 @@
-"""The program in the kernel, its maps and its link, from loading to detaching."""
+"""The program in the kernel, its maps and its link, from loading or adopting to detaching."""
 
 from __future__ import annotations
 
@@ -12,18 +12,33 @@ from typing import Final
 
 from lvskit import DatapathError
 from lvskit_datapath_xdp import layout
-from lvskit_datapath_xdp.loader import BpfError, BpfObject, Link, Mode
+from lvskit_datapath_xdp.attached import attached, in_the_way
+from lvskit_datapath_xdp.loader import (
+    BpfError,
+    BpfObject,
+    Link,
+    Loaded,
+    Map,
+    MapFlags,
+    MapSpec,
+    MapType,
+    Mode,
+)
 from lvskit_datapath_xdp.options import XdpOptions
+from lvskit_datapath_xdp.pins import claim
+from lvskit_datapath_xdp.templates import specification
 from lvskit_datapath_xdp.timing import Clock
 
 OBJECT: Final = Path(__file__).parent / "bpf" / "lvskit.bpf.o"
+_CONSTANTS: Final = ".rodata"
 _FRAME: Final = bytes(64)
+_TAKEN: Final = (errno.EBUSY, errno.EEXIST)
 
 _log = logging.getLogger(__name__)
 
 
 class Engine:
-    """The loaded program.
+    """The loaded program, with the maps that a former daemon has left, where it has.
 
     Args:
         options: the operator's.
@@ -31,8 +46,11 @@ class Engine:
 
     Attributes:
         maps: by name; see `layout`.
+        notes: maps that user space alone uses, ``names`` and ``templates``; none without pins.
+        adopted: the maps are a former daemon's.
         seed, multiplier: of the program's hashes.
         ifindex: the interface's number.
+        mode: of XDP.
 
     Raises:
         DatapathError: what is missing here, or not allowed.
@@ -44,25 +62,75 @@ class Engine:
             self.ifindex = socket.if_nametoindex(options.interface)
         except OSError as err:
             raise DatapathError(f"there is no interface {options.interface!r} here") from err
-        self.seed, self.multiplier = secrets.randbits(64), secrets.randbits(64) | 1
-        automatic = 1 << max(2 * size - 1, 8).bit_length()
-        shift = layout.clock_shift()
-        try:
-            source = BpfObject.read(OBJECT)
-            for version, slots in ((4, options.slots4), (6, options.slots6)):
-                buckets = (slots or automatic) // layout.SLOTS_PER_BUCKET
-                source.maps[f"connections{version}"].max_entries = buckets
-                source.rodata[f"mask{version}"] = buckets - 1
-            source.maps["misses"].max_entries = options.ring
-            source.rodata["hash_seed"] = self.seed
-            source.rodata["hash_multiplier"] = self.multiplier
-            source.rodata["clock_shift"] = self._shift = shift
-            self._loaded = source.load()
-        except BpfError as err:
-            raise DatapathError(str(err)) from err
-        self.maps = self._loaded.maps
         self._link: Link | None = None
         self.mode: Mode = "generic"
+        self.adopted = False
+        self.notes: dict[str, Map] = {}
+        try:
+            self._pins = claim(options, self.ifindex)
+            try:
+                self._load(BpfObject.read(OBJECT), size)
+            except BaseException:
+                self._release()
+                raise
+        except BpfError as err:
+            raise DatapathError(str(err)) from err
+        there = attached(self.ifindex)
+        if self.adopted and there is not None:
+            self.mode = there.mode
+
+    def _load(self, source: BpfObject, size: int) -> None:
+        notes = {
+            "names": MapSpec(
+                "names", MapType.ARRAY, 4, layout.NAME.size,
+                source.maps["servers"].max_entries, MapFlags.MMAPABLE,
+            ),
+            "templates": specification(size),
+        }  # fmt: skip
+        left = self._pins.maps([*source.maps, _CONSTANTS, *notes]) if self._pins else None
+        if left is not None:
+            self.notes = {name: left.pop(name) for name in notes}
+            self._loaded = self._adopt(source, left)
+            self.adopted = True
+        else:
+            self._loaded = self._make(source, size)
+            if self._pins is not None:
+                self.notes = {name: Map.create(spec) for name, spec in notes.items()}
+        self.maps = self._loaded.maps
+        number = int.from_bytes
+        self.seed = number(source.rodata["hash_seed"], "little")
+        self.multiplier = number(source.rodata["hash_multiplier"], "little")
+        self._shift = number(source.rodata["clock_shift"], "little")
+
+    def _make(self, source: BpfObject, size: int) -> Loaded:
+        """Load the program with new maps."""
+        automatic = 1 << max(2 * size - 1, 8).bit_length()
+        for version, slots in ((4, self._options.slots4), (6, self._options.slots6)):
+            buckets = (slots or automatic) // layout.SLOTS_PER_BUCKET
+            source.maps[f"connections{version}"].max_entries = buckets
+            source.rodata[f"mask{version}"] = buckets - 1
+        source.maps["misses"].max_entries = self._options.ring
+        source.rodata["hash_seed"] = secrets.randbits(64)
+        source.rodata["hash_multiplier"] = secrets.randbits(64) | 1
+        source.rodata["clock_shift"] = layout.clock_shift()
+        return source.load()
+
+    def _adopt(self, source: BpfObject, left: dict[str, Map]) -> Loaded:
+        """Load the program with the maps that there are; their sizes and constants hold."""
+        source.rodata.content[:] = left[_CONSTANTS].lookup(0) or b""
+        for name, spec in source.maps.items():
+            spec.max_entries = left[name].spec.max_entries
+        wanted = {"slots4": self._options.slots4, "slots6": self._options.slots6}
+        for name, slots in wanted.items():
+            has = source.maps[f"connections{name[-1]}"].max_entries * layout.SLOTS_PER_BUCKET
+            if slots not in (0, has):
+                _log.warning("%s stays %d, as the program that is adopted has it", name, has)
+        return source.load(pins=left)
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the program and its maps outlive this process."""
+        return self._pins is not None and self._link is not None
 
     def clock(self, now: Callable[[], float]) -> Clock:
         """Return the program's clock."""
@@ -71,30 +139,67 @@ class Engine:
         return Clock(origin, (1 << self._shift) / layout.ticks_per_second())
 
     def attach(self) -> None:
-        """Put the program on the interface.
+        """Put the program on the interface, or in the place of a former daemon's.
 
         Raises:
-            DatapathError: the kernel or the driver refuses.
+            DatapathError: the kernel or the driver refuses, or another program is there.
         """
-        program, name = self._loaded.programs["lvskit"], self._options.interface
+        program, pins = self._loaded.programs["lvskit"], self._pins
+        try:
+            if pins is not None:
+                pins.store(self.maps | self.notes)
+            link = pins.link() if pins is not None else None
+            if link is None:
+                self._link = self._attach_anew()
+            else:
+                self._link = link
+                if pins is None or not pins.runs(program):
+                    link.update(program)
+                    _log.info(
+                        "the program on %s was replaced in its place", self._options.interface
+                    )
+            if pins is not None:
+                pins.store_attached(self._link, program)
+        except (BpfError, OSError, DatapathError) as err:
+            if pins is not None and not self.adopted:
+                pins.clear()
+            raise DatapathError(str(err)) from err
+        there = attached(self.ifindex)
+        self.mode = there.mode if there is not None else self.mode
+        if self._options.mode not in ("auto", self.mode):
+            _log.warning("mode stays %s, as the program that is adopted has it", self.mode)
+        _log.info("%s XDP on %s", self.mode, self._options.interface)
+
+    def _attach_anew(self) -> Link:
+        program = self._loaded.programs["lvskit"]
         wanted: tuple[Mode, ...] = ("native", "generic")
         if self._options.mode != "auto":
             wanted = (self._options.mode,)
-        for mode in wanted:
+        for mode in wanted[:-1]:
             try:
-                self._link = program.attach(self.ifindex, mode)
+                return program.attach(self.ifindex, mode)
             except BpfError as err:
-                if err.errno not in (errno.EOPNOTSUPP, errno.EINVAL) or mode == wanted[-1]:
-                    raise DatapathError(str(err)) from err
+                if err.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise self._explained(err) from err
                 _log.warning("%s; generic XDP, which is slower, takes its place", err)
-                continue
-            self.mode = mode
-            break
-        _log.info("%s XDP on %s", self.mode, name)
+        try:
+            return program.attach(self.ifindex, wanted[-1])
+        except BpfError as err:
+            raise self._explained(err) from err
+
+    def _explained(self, err: BpfError) -> DatapathError:
+        if err.errno in _TAKEN:
+            return DatapathError(in_the_way(self._options.interface, self.ifindex))
+        return DatapathError(str(err))
+
+    @property
+    def gone(self) -> bool:
+        """Whether the program is no longer on its interface."""
+        return self._link is not None and not self._link.info().ifindex
 
     def check(self) -> None:
         """Raise `DatapathError` where the program is no longer on its interface."""
-        if self._link is not None and not self._link.info().ifindex:
+        if self.gone:
             name = self._options.interface
             raise DatapathError(f"the interface {name} has gone, and the program with it")
 
@@ -113,12 +218,23 @@ class Engine:
         return sum(int.from_bytes(values[at : at + 8], "little") for at in starts)
 
     def detach(self) -> None:
-        """Take the program off the interface; once or more."""
+        """Take the program off the interface, and unpin it; once or more."""
         link, self._link = self._link, None
         if link is not None:
+            if self._pins is not None:
+                link.detach()
+                self._pins.clear()
             link.close()
 
     def close(self) -> None:
-        """Take it off, and let go of everything."""
-        self.detach()
+        """Let go of everything: what is attached and pinned stays."""
+        if self._link is not None:
+            self._link.close()
         self._loaded.close()
+        self._release()
+
+    def _release(self) -> None:
+        for note in self.notes.values():
+            note.close()
+        if self._pins is not None:
+            self._pins.close()

@@ -303,3 +303,36 @@ class Reason(IntEnum):
     """Longer than the tunnel takes, or than a record has room for."""
     FAULT = 15
     """The kernel refused room for the outer header."""
+
+
+# --- what user space alone reads and writes, for the next daemon ---
+
+VERSION: Final = 1
+"""Of all that is pinned: one more with every change of what is said in this file or of the
+constants of the program. A daemon adopts what has its own version."""
+
+NAME: Final = Struct("<BBHI16sBBH16sI5Q")
+"""Who a server is, at its id in the array in memory ``names``: its service's protocol (0 = a
+firewall mark's), IP version, port, mark and address; length of its own address (0 = the id is
+free), `NameFlag`, its port and address; upper threshold; connections, packets and bytes in and
+out of its listing, less those that ``server_counters`` has, modulo 2^64: in the order conns,
+inpkts, outpkts, inbytes, outbytes."""
+
+
+class NameFlag(IntFlag):
+    """What else there is to know of a server."""
+
+    OVERLOADED = 1
+
+
+TEMPLATE_KEY: Final = Struct("<BB2x36s")
+"""Protocol of a persistence template, length of its key, the key as the director has it."""
+TEMPLATE: Final = Struct("<BBHI16sBBH16sH2xdd")
+"""The server's service and the server as in `NAME`, with `TemplateFlag`; its port; monotonic
+seconds of the end; seconds that each new connection restarts it with. In the hash ``templates``."""
+
+
+class TemplateFlag(IntFlag):
+    """What else there is to know of a template."""
+
+    ASSURED = 1

@@ -18,6 +18,9 @@ class XdpOptions:
             16 or 32 bytes each; 0 = the first one beyond twice the director's `size`. At half of
             it, practically every connection finds a place.
         ring: bytes of records and first packets that may wait for the director; a power of two.
+        pins: the directory, on a BPF file system, where the program and its maps are kept beyond
+            a crash; None = one for each interface, "" = none.
+        keep: leave the program at work in the end, until the next start.
         bypass: as of the datapath `live`.
         portable: other options of the datapath `live`, which carries what the program does not.
     """
@@ -27,6 +30,8 @@ class XdpOptions:
     slots4: int = 0
     slots6: int = 0
     ring: int = 1 << 22
+    pins: str | None = None
+    keep: bool = False
     bypass: bool = False
     portable: dict[str, Any] = field(default_factory=dict)
 

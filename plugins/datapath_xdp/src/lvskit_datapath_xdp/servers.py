@@ -9,6 +9,7 @@ from typing import Any, Final
 from lvskit_datapath_xdp import layout
 from lvskit_datapath_xdp.layout import ServerFlag, ServerKind
 from lvskit_datapath_xdp.loader import Map
+from lvskit_datapath_xdp.names import Names, Noted, count_on
 from lvskit_datapath_xdp.neighbours import Hop
 
 _TUNNEL: Final = "tunnel"
@@ -51,6 +52,7 @@ class Servers:
         counters: ``server_counters``.
         hops: returns the way over the link to an address, None while it is not known.
         leaves_by: whether the program can send by an interface.
+        names: where each id's server is written down for the next daemon, or None.
 
     Attributes:
         entries: what the program knows, by server; by_number: the servers by their ids.
@@ -63,7 +65,9 @@ class Servers:
         counters: Map,
         hops: Callable[[bytes], Hop | None],
         leaves_by: Callable[[int], bool],
+        names: Names | None = None,
     ) -> None:
+        self._names = names
         self._memory = map_.mmap().cast("B")
         self._capacity = map_.spec.max_entries
         self._counters = counters
@@ -96,6 +100,7 @@ class Servers:
                 entry = self.entries[server] = Entry(number, server, server.transmit)
                 self.by_number[number] = server
                 entry.packets, entry.octets = self._read(number)
+                self._note(entry)
             elif entry.way != server.transmit:
                 entry.way = server.transmit
                 changed.append(server)
@@ -104,7 +109,27 @@ class Servers:
             number = self.entries.pop(server).number
             del self.by_number[number]
             self._free.append(number)
+            if self._names is not None:
+                self._names.clear(number)
         return changed
+
+    def adopt(self, number: int, server: Any, noted: Noted) -> Hop | None:
+        """Give a server the id and the counts that it has from before.
+
+        Returns:
+            The way over the link to it that the program knows.
+        """
+        start = number * layout.SERVER_SIZE
+        content = bytes(self._memory[start : start + layout.SERVER.size])
+        entry = self.entries[server] = Entry(number, server, server.transmit, content)
+        self.by_number[number] = server
+        self._free += range(self._next, number)
+        self._next = max(self._next, number + 1)
+        entry.packets, entry.octets = self._read(number)
+        count_on(server, noted, entry.packets, entry.octets)
+        if content[0] not in (ServerKind.TUNNEL4, ServerKind.TUNNEL6):
+            return None
+        return Hop(int.from_bytes(content[4:8], "little"), content[8:20])
 
     def _number(self) -> int | None:
         if self._free:
@@ -155,6 +180,11 @@ class Servers:
             counters.inpkts += packets - entry.packets
             counters.inbytes += octets - entry.octets
             entry.packets, entry.octets = packets, octets
+            self._note(entry)
+
+    def _note(self, entry: Entry) -> None:
+        if self._names is not None:
+            self._names.write(entry.number, entry.server, entry.packets, entry.octets)
 
     def _read(self, number: int) -> tuple[int, int]:
         size = layout.COUNTERS.size
@@ -165,6 +195,8 @@ class Servers:
     def close(self) -> None:
         """Let go of the memory."""
         self._memory.release()
+        if self._names is not None:
+            self._names.close()
 
 
 def carries(server: Any) -> bool:

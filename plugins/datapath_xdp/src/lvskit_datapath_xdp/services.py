@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final
 
 from lvskit import TCP, UDP, ServiceKey
 from lvskit_datapath_xdp import layout
+from lvskit_datapath_xdp.ids import Ids
 from lvskit_datapath_xdp.layout import RingKind, ServiceFlag
 from lvskit_datapath_xdp.loader import Map
 
@@ -18,32 +19,45 @@ class Services:
 
     Args:
         map_: ``services``.
+        in_slots: returns the ids that slots have in their keys: those cannot be given away.
 
     Attributes:
         ids: of the services that the program serves; by_id: the director's services.
     """
 
-    def __init__(self, map_: Map) -> None:
+    def __init__(self, map_: Map, in_slots: Callable[[], Collection[int]] = set) -> None:
         self._map = map_
         self.ids: dict[ServiceKey, int] = {}
         self.by_id: dict[int, Any] = {}
         self._written: dict[ServiceKey, bytes] = {}
-        self._known: dict[ServiceKey, int] = {}  # ids stay, for slots have them in their keys
+        self._known = Ids(map_.spec.max_entries, in_slots)
+
+    def adopt(self) -> None:
+        """Take the services that the program has from before; `update` follows."""
+        for packed, value in self._map.items():
+            address, port, protocol, version = layout.SERVICE_KEY.unpack(packed)
+            own = address[: 4 if version == 4 else 16]
+            key = ServiceKey(protocol, own, int.from_bytes(port, "big"), 0, version)
+            self.knows(key, layout.SERVICE.unpack(value)[0])
+            self._written[key] = value
+
+    def knows(self, key: ServiceKey, number: int) -> bool:
+        """Note an id that slots have for a service; False where it has another one."""
+        return self._known.take(key, number)
 
     def update(self, services: Iterable[Any]) -> None:
         """Write what has changed; first what is no longer served."""
-        wanted = {}
-        for service in services:
-            if serves(service):
-                number = self._known.get(service.key) or len(self._known) + 1
-                if number < self._map.spec.max_entries:
-                    self._known[service.key] = number
-                    wanted[service.key] = service
+        there = {service.key: service for service in services}
+        wanted, ids = {}, {}
+        for key, service in there.items():
+            number = self._known.give(key, there.keys()) if serves(service) else None
+            if number is not None:
+                wanted[key], ids[key] = service, number
         for key in self._written.keys() - wanted.keys():
             self._map.delete(_packed(key))
             del self._written[key]
-        self.ids = {key: self._known[key] for key in wanted}
-        self.by_id = {self._known[key]: service for key, service in wanted.items()}
+        self.ids = ids
+        self.by_id = {ids[key]: service for key, service in wanted.items()}
         for key, service in wanted.items():
             flags = ServiceFlag(0)
             if service.rules.settings.sloppy_tcp:

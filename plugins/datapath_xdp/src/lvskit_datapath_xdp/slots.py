@@ -9,6 +9,8 @@ record.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from struct import Struct
 from typing import Any, Final, Protocol
 
 from lvskit_datapath_xdp import layout
@@ -16,6 +18,7 @@ from lvskit_datapath_xdp.loader import Map
 
 NO_PLACE: Final = -1
 _BUCKET: Final = layout.SLOTS_PER_BUCKET
+_AT_ONCE: Final = 1024
 
 Known = Any
 """A connection of the director, as the core has it."""
@@ -45,7 +48,9 @@ class Slots:
         unplaced: connections that found no place, since the start.
     """
 
+    _fields: Struct
     _state: int  # where a slot has it, in bytes
+    _service: int
     _size: int
 
     def __init__(self, map_: Map, seed: Seed) -> None:
@@ -101,6 +106,21 @@ class Slots:
             self.owners[number] = connection
             self.numbers[connection] = number
 
+    def contents(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        """Yield slots by number, as `layout.SLOT4` or `layout.SLOT6`; not all that are free."""
+        memory, step = self._memory, _AT_ONCE * self._size
+        nothing = bytes(step)
+        for start in range(0, len(memory), step):
+            part = memory[start : start + step]
+            if part != nothing[: len(part)]:
+                yield from enumerate(self._fields.iter_unpack(part), start // self._size)
+
+    def services(self) -> set[int]:
+        """Return the ids of services that slots have in their keys; it takes a while."""
+        words = self._memory.cast("H")
+        with words, words[self._service // 2 :: self._size // 2] as ids:
+            return set(ids)
+
     def own(self, number: int, connection: Known) -> None:
         """Note whose a slot is."""
         self.owners[number] = connection
@@ -110,6 +130,18 @@ class Slots:
         """Note whose a slot is that the program has written."""
         self._taken[number // _BUCKET] = min(self._taken[number // _BUCKET] + 1, _BUCKET)
         self.own(number, connection)
+
+    def adopt(self, owners: dict[int, Known]) -> None:
+        """Note whose the slots are that a former daemon or the program has written."""
+        taken = self._taken
+        for number, connection in owners.items():
+            taken[number // _BUCKET] += 1
+            self.owners[number] = connection
+            self.numbers[connection] = number
+
+    def busy(self, number: int) -> bool:
+        """Whether a slot is being written."""
+        raise NotImplementedError
 
     def holds(self, number: int, key: Any) -> bool:
         """Whether a slot is that of a connection, and not of one that the program put there."""
@@ -151,7 +183,8 @@ class Slots:
 class Slots4(Slots):
     """IPv4: two words of 64 bits, the key and the value."""
 
-    _state, _size = 10, layout.SLOT4.size
+    _fields, _size = layout.SLOT4, layout.SLOT4.size
+    _service, _state = 6, 10
 
     def __init__(self, map_: Map, seed: Seed) -> None:
         super().__init__(map_, seed)
@@ -183,6 +216,10 @@ class Slots4(Slots):
         """Free a slot in the program's memory."""
         self._words[number * 2] = 0
 
+    def busy(self, number: int) -> bool:
+        """Whether a slot is being written."""
+        return self._words[number * 2] == layout.BUSY
+
     def holds(self, number: int, key: int) -> bool:
         """Whether a slot is that of a connection."""
         return self._words[number * 2] == key
@@ -200,7 +237,8 @@ class Slots4(Slots):
 class Slots6(Slots):
     """IPv6: eight words of 32 bits: four of address, the key, the binding, the time, nothing."""
 
-    _state, _size = 22, layout.SLOT6.size
+    _fields, _size = layout.SLOT6, layout.SLOT6.size
+    _service, _state = 18, 22
 
     def __init__(self, map_: Map, seed: Seed) -> None:
         super().__init__(map_, seed)
@@ -234,6 +272,10 @@ class Slots6(Slots):
     def clear(self, number: int) -> None:
         """Free a slot in the program's memory."""
         self._words[number * 8 + 4] = 0
+
+    def busy(self, number: int) -> bool:
+        """Whether a slot is being written."""
+        return self._words[number * 8 + 4] == layout.BUSY
 
     def holds(self, number: int, key: tuple[bytes, int]) -> bool:
         """Whether a slot is that of a connection."""

@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, Self
 
@@ -215,6 +215,37 @@ class Link(Handle):
     def open(cls, path: str | os.PathLike[str]) -> Self:
         """Open the link that is pinned at `path`."""
         return cls(open_pinned(path), os.path.basename(path))
+
+    @classmethod
+    def all(cls) -> Iterator[Self]:
+        """Open all links of XDP programs, one after another, which needs CAP_SYS_ADMIN."""
+        number = 0
+        while True:
+            attr = bytearray(struct.pack("<III", number, 0, 0))
+            try:
+                bpf(Command.LINK_GET_NEXT_ID, attr, "find the links that there are")
+            except BpfError as err:
+                if err.errno == errno.ENOENT:
+                    return
+                raise
+            number = struct.unpack_from("<I", attr, 4)[0]
+            try:
+                fd = bpf(
+                    Command.LINK_GET_FD_BY_ID,
+                    bytearray(struct.pack("<III", number, 0, 0)),
+                    f"open the link {number}",
+                )
+            except BpfError as err:
+                if err.errno == errno.ENOENT:  # it has just gone
+                    continue
+                raise
+            link = cls(fd, f"link {number}")
+            try:
+                link.info()
+            except BpfError:  # of another kind
+                link.close()
+                continue
+            yield link
 
     def info(self) -> LinkInfo:
         """Return what is attached where."""

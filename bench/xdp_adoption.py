@@ -1,0 +1,160 @@
+"""How long a new daemon takes to go on with the connections of one that was killed.
+
+``python bench/xdp_adoption.py`` (as root) pins the datapath's program and maps on a BPF file
+system of its own, writes a million connections into them, kills the process that did, and starts
+``lvskit run``: the time is from its first instruction to the word that it is ready, that of the
+CPU until then, which other work on the machine does not prolong, and that of the adoption alone as
+the daemon itself says it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lvskit_datapath_xdp.engine import Engine
+from lvskit_datapath_xdp.names import Names
+from lvskit_datapath_xdp.options import XdpOptions
+from lvskit_datapath_xdp.slots import NO_PLACE, Slots4
+from lvskit_datapath_xdp.templates import Templates
+
+from lvskit import TCP, Director, Route, ServerSettings, ServiceKey, ServiceSettings, load_plugins
+from lvskit.core.connection import Template
+
+VIP, HERE = bytes([10, 1, 0, 100]), bytes([10, 1, 0, 1])
+SERVERS = 16
+_ESTABLISHED = 1
+_NEWNET, _NEWNS = 0x40000000, 0x00020000
+_CONFIG = """
+[director]
+datapath = "xdp"
+size = {size}
+socket = "{place}/control"
+datapath_options = {{interface = "near", pins = "{place}/bpf/near"}}
+
+[[service]]
+tcp = "10.1.0.100:80"
+persistent = {persistent}
+{servers}
+"""
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=1_000_000, help="connections")
+    parser.add_argument("--persistent", action="store_true", help="each with a template")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        _surroundings(place)
+        try:
+            found = _measured(place, arguments.count, arguments.persistent)
+        finally:
+            subprocess.run(["umount", "--lazy", str(place / "bpf")], check=True)
+    if arguments.json:
+        print(json.dumps(found))
+        return
+    for what, value in found.items():
+        print(f"{what:12} {value}")
+
+
+def _surroundings(place: Path) -> None:
+    """Move into namespaces of our own, with a cable and a BPF file system."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_NEWNET | _NEWNS):
+        raise SystemExit("needs root: no namespaces can be made")
+    (place / "bpf").mkdir()
+    for command in (
+        "mount --make-rprivate /",
+        f"mount -t bpf bpf {place}/bpf",
+        "ip link add near type veth peer name far",
+        "ip link set far up",
+        "ip link set near up",
+        "ip address add 10.1.0.1/24 dev near",
+    ):
+        subprocess.run(command.split(), check=True)
+
+
+def _measured(place: Path, count: int, persistent: bool) -> dict[str, Any]:
+    size = count * 2 if persistent else count
+    servers = "".join(f'[[service.server]]\naddress = "10.1.0.{11 + n}"\n' for n in range(SERVERS))
+    config = place / "lvskit.toml"
+    config.write_text(
+        _CONFIG.format(size=size, place=place, servers=servers, persistent=100 * persistent)
+    )
+    child = os.fork()
+    if not child:
+        try:
+            _fill(place, count, size, persistent)
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    began = time.monotonic()
+    command = [str(Path(sys.executable).parent / "lvskit"), "run", str(config)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as daemon:
+        said = []
+        for line in daemon.stderr or ():
+            said.append(line)
+            if "ready" in line:
+                break
+        ready = time.monotonic() - began
+        times = Path(f"/proc/{daemon.pid}/stat").read_text().rpartition(") ")[2].split()
+        spent = (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
+        daemon.kill()
+    told = re.search(r"(\d+) connections go on .*: ([0-9.]+) s", "".join(said))
+    if told is None or int(told[1]) < count * 0.999:
+        raise SystemExit("".join(said))
+    return {
+        "connections": int(told[1]),
+        "adopted_s": float(told[2]),
+        "ready_s": round(ready, 2),
+        "ready_cpu_s": spent,
+    }
+
+
+def _fill(place: Path, count: int, size: int, persistent: bool) -> None:
+    """Be a daemon that has so many connections."""
+    director = Director(load_plugins(), lambda address: Route(HERE, 1500), size=size)
+    key = ServiceKey.of(TCP, VIP, 80)
+    director.add_service(key, ServiceSettings(scheduler="rr"))
+    engine = Engine(XdpOptions(interface="near", pins=str(place / "bpf" / "near")), size)
+    names, numbered = Names(engine.notes["names"]), {}
+    for number in range(1, SERVERS + 1):
+        address = bytes([10, 1, 0, 10 + number])
+        numbered[number] = director.add_server(key, address, None, ServerSettings())
+        names.write(number, numbered[number], 0, 0)
+    slots = Slots4(engine.maps["connections4"], engine)
+    seen = engine.clock(time.monotonic).units(time.monotonic())
+    templates = Templates(engine.notes["templates"], director.table)
+    for number, (address, port) in enumerate(_clients(count)):
+        server = number % SERVERS + 1
+        packed = slots.key(address, port, 1)
+        binding = server | _ESTABLISHED << 16
+        assert slots.insert(*slots.buckets(packed), packed, binding, seen) != NO_PLACE or number
+        if persistent:
+            kept = Template(TCP, address + VIP + bytes(2) + b"\0\x50", numbered[server], 80)
+            kept.deadline, kept.timeout = time.monotonic() + 100, 100.0
+            templates.write([kept])
+    engine.attach()
+
+
+def _clients(count: int) -> Iterator[tuple[bytes, bytes]]:
+    for number in range(count):
+        yield bytes([11, *number.to_bytes(3, "big")]), (1024 + number % 50_000).to_bytes(2, "big")
+
+
+if __name__ == "__main__":
+    main()
