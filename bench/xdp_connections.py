@@ -31,6 +31,7 @@ from lvskit_datapath_xdp.services import Services
 from lvskit_datapath_xdp.slots import Slots4, Slots6
 
 from lvskit import TCP, Director, Route, ServerSettings, ServiceKey, ServiceSettings, load_plugins
+from lvskit.control import collector
 from lvskit.datapath.memory import stack
 
 VIP, HERE = bytes([192, 168, 1, 176]), bytes([192, 168, 1, 175])
@@ -152,6 +153,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
     interface()
+    collector.settle()  # as `lvskit run` does
     floor = apart(bare, arguments.count)
     rates = {name: apart(bridged, name, arguments.count) for name in arguments.schedulers}
     found = {name: {"per_second": rate, "ratio": rate / floor} for name, rate in rates.items()}

@@ -81,7 +81,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     import asyncio
     import signal
 
-    from lvskit.control import privileges
+    from lvskit.control import collector, privileges
     from lvskit.control.daemon import DirectorServer
     from lvskit.errors import LvskitError
     from lvskit.plugins import load_plugins
@@ -107,6 +107,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     async with server:
         if server.capabilities is not None:
             privileges.keep_only(server.capabilities)
+        collector.settle()
         await server.serve()
 
 
