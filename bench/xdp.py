@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lvskit_datapath_xdp import layout
-from lvskit_datapath_xdp.loader import BpfObject, Loaded, Map, MapSpec, MapType, RingBuffer
+from lvskit_datapath_xdp.loader import BpfObject, Loaded, RingBuffer
+from lvskit_datapath_xdp.ring import RingMemory
 
 OBJECTS = Path(__file__).parent / "xdp"
 VIPS = {4: bytes([192, 0, 2, 1]), 6: bytes.fromhex("20010db8") + bytes(11) + b"\1"}
@@ -55,8 +56,8 @@ def measure(counts: list[int], rounds: int) -> Iterator[dict[str, str | int | fl
             costs = [hit(kind, version, count, rounds) for kind in ("buckets", "lru")]
             yield row(f"hit, IPv{version}", count, costs)
     for what, program, ring in (
-        ("new, placed by a ring", "placed4", layout.RingKind.ROUND),
-        ("new, record to Python", "missed4", layout.RingKind.NONE),
+        ("new, placed by a ring", "placed4", True),
+        ("new, record to Python", "missed4", False),
     ):
         for room in ROOMS:
             costs = [new(kind, program, ring, room, rounds) for kind in ("buckets", "lru")]
@@ -70,7 +71,7 @@ def row(what: str, flows: int, costs: list[float]) -> dict[str, str | int | floa
 
 def hit(kind: str, version: int, flows: int, rounds: int) -> float:
     """Return what a packet of one of `flows` known connections costs."""
-    with load(kind, version, flows, layout.RingKind.NONE) as loaded:
+    with load(kind, version, flows) as loaded:
         programs, packet = loaded.programs, frame(version, ACK)
         programs[f"fill{version}"].test_run(packet, repeat=flows)
         unexpected = loaded.variable("unexpected").cast("Q")
@@ -85,7 +86,7 @@ def hit(kind: str, version: int, flows: int, rounds: int) -> float:
         return min(costs)
 
 
-def new(kind: str, program: str, ring: layout.RingKind, room: int, rounds: int) -> float:
+def new(kind: str, program: str, ring: bool, room: int, rounds: int) -> float:
     """Return what the first packet of a new connection costs, in an empty table for `room`."""
     packet, costs = frame(4, SYN), []
     for _ in range(rounds):
@@ -99,8 +100,8 @@ def new(kind: str, program: str, ring: layout.RingKind, room: int, rounds: int) 
     return min(costs)
 
 
-def load(kind: str, version: int, flows: int, ring: layout.RingKind) -> Loaded:
-    """Load the harness around one of the two, with one service, its servers and their ring."""
+def load(kind: str, version: int, flows: int, ring: bool = False) -> Loaded:
+    """Load the harness around one of the two, with one service, its servers, and maybe a ring."""
     obj = BpfObject.read(OBJECTS / f"{kind}.bpf.o")
     obj.rodata["flows"] = flows
     obj.maps["connections4"].max_entries = obj.maps["connections6"].max_entries = 1
@@ -112,18 +113,18 @@ def load(kind: str, version: int, flows: int, ring: layout.RingKind) -> Loaded:
         table.max_entries = max(2 * flows, 1024)
     loaded = obj.load()
     key = layout.SERVICE_KEY.pack(VIPS[version], PORT.to_bytes(2, "big"), 6, version)
-    loaded.maps["services"].update(key, layout.SERVICE.pack(SERVICE, 0, ring))
+    loaded.maps["services"].update(key, layout.SERVICE.pack(SERVICE, 0))
     servers = loaded.maps["servers"].mmap()
     for number in range(1, SERVERS + 1):
         address = bytes([10, 1, 1, number])
         made = layout.server(DIRECTOR, address, bytes(12), LOOPBACK, 1500)
         start = number * layout.SERVER_SIZE
         servers[start : start + len(made)] = made
-    spec = MapSpec("ring", MapType.ARRAY, 4, layout.RING.size, 1)
-    with Map.create(spec) as inner:
-        places = list(range(1, SERVERS + 1)) + [0] * (layout.RING_CAPACITY - SERVERS)
-        inner.update(0, layout.RING.pack(0, SERVERS, *places))
-        loaded.maps["rings"].update(SERVICE, inner)
+    if ring:
+        memory = RingMemory()
+        places = range(1, SERVERS + 1)
+        memory.write(places, layout.RingKind.TURN, port=False, first=0)
+        loaded.maps["rings"].update(SERVICE, memory.map)
     return loaded
 
 

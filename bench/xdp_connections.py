@@ -4,28 +4,31 @@
 of connections, and then has the bridge take what the program wrote down: the director decides and
 counts, the connection gets its slot, the packet leaves by a cable whose end throws it away. CPU
 time of this process alone; what the program took is not in it. The ratio is to the same without a
-director: each record is read, gets a slot, and is sent, to one server.
+director: each record is read, gets a slot, and is sent, to one server. Of a scheduler with a ring
+there is also what the director's bookkeeping takes for connections that the program has placed.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import json
 import multiprocessing
 import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lvskit_datapath_xdp.bridge import Bridge
 from lvskit_datapath_xdp.engine import Engine
 from lvskit_datapath_xdp.frames import FrameSender
-from lvskit_datapath_xdp.layout import MISS4, RECORD, RECORD_LENGTH
+from lvskit_datapath_xdp.layout import MISS4, RECORD, RECORD_LENGTH, Reason
 from lvskit_datapath_xdp.loader import RingBuffer
 from lvskit_datapath_xdp.neighbours import Hop
 from lvskit_datapath_xdp.options import XdpOptions
+from lvskit_datapath_xdp.rings import Rings
 from lvskit_datapath_xdp.servers import Servers
 from lvskit_datapath_xdp.services import Services
 from lvskit_datapath_xdp.slots import Slots4, Slots6
@@ -49,6 +52,7 @@ class World(NamedTuple):
     director: Director
     bridge: Bridge
     ring: RingBuffer
+    rings: Rings
 
 
 def interface() -> None:
@@ -81,11 +85,12 @@ def world(scheduler: str, size: int) -> World:
     servers.update([s for service in director.services for s in service.servers], [])
     ring = RingBuffer(maps["misses"])
     clock = engine.clock(time.monotonic)
+    rings = Rings(maps["rings"], services, servers, director.table)
     bridge = Bridge(
-        director, time.monotonic, clock, ring, slots, services, servers, lambda *_: False
+        director, time.monotonic, clock, ring, slots, services, servers, rings, lambda *_: False
     )
     bridge.watch()
-    return World(engine, director, bridge, ring)
+    return World(engine, director, bridge, ring, rings)
 
 
 def flood(made: World, start: int, count: int) -> None:
@@ -108,10 +113,19 @@ def measured(made: World, count: int, take: Callable[[], object]) -> float:
     return count / spent
 
 
-def bridged(scheduler: str, count: int) -> float:
-    """Return connections per CPU second through a scheduler and the director's bookkeeping."""
-    made = world(scheduler, count)
+def bridged(scheduler: str, count: int, placed: bool) -> float | None:
+    """Return connections per CPU second through a scheduler and the director's bookkeeping.
+
+    With `placed`, those that the program has placed by the scheduler's ring; None without one.
+    """
+    made = world(scheduler, count * 2)
+    if placed:
+        made.rings.update(server for each in made.director.services for server in each.servers)
+        made.bridge.watch()
+        if not made.rings.by_id:
+            return None
     rate = measured(made, count, made.bridge.read)
+    assert made.engine.reason(Reason.PLACED) == count * placed
     assert len(made.director.table) == count, len(made.director.table)
     assert sum(len(slots.numbers) for slots in made.bridge._slots.values()) >= count * 0.999
     return rate
@@ -139,7 +153,7 @@ def bare(count: int) -> float:
     return measured(made, count, take)
 
 
-def apart(measure: Callable[..., float], *arguments: object) -> float:
+def apart(measure: Callable[..., Any], *arguments: object) -> Any:
     """Return a result from a process of its own, whose memory no other run has used."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
         return pool.submit(measure, *arguments).result()
@@ -155,15 +169,19 @@ def main() -> None:
     interface()
     collector.settle()  # as `lvskit run` does
     floor = apart(bare, arguments.count)
-    rates = {name: apart(bridged, name, arguments.count) for name in arguments.schedulers}
-    found = {name: {"per_second": rate, "ratio": rate / floor} for name, rate in rates.items()}
+    found = {}
+    for name, placed in itertools.product(arguments.schedulers, (False, True)):
+        rate = apart(bridged, name, arguments.count, placed)
+        if rate is not None:
+            row = f"{name}, in the kernel" if placed else name
+            found[row] = {"per_second": rate, "ratio": rate / floor}
     if arguments.json:
         print(json.dumps({"bare": floor, "servers": SERVERS, "schedulers": found}))
         return
-    print(f"{'scheduler':>16} {'new connections/s':>18} {'ratio':>6}")
-    print(f"{'(no director)':>16} {floor:18,.0f} {1:6.2f}")
+    print(f"{'scheduler':>20} {'new connections/s':>18} {'ratio':>6}")
+    print(f"{'(no director)':>20} {floor:18,.0f} {1:6.2f}")
     for name, row in found.items():
-        print(f"{name:>16} {row['per_second']:18,.0f} {row['ratio']:6.2f}")
+        print(f"{name:>20} {row['per_second']:18,.0f} {row['ratio']:6.2f}")
 
 
 if __name__ == "__main__":

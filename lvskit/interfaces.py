@@ -9,7 +9,8 @@ lives per virtual service.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
 
 from lvskit.types import Counters, Flow, Route, Verdict
 
@@ -117,6 +118,39 @@ class Connection(Protocol):
         """The state as `lvsadm -Lc` prints it."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ring:
+    """A scheduler as a table of places, where a datapath finds servers without asking it.
+
+    Attributes:
+        servers: by place, `LONGEST` at most; None = `schedule` is asked.
+        by: how the place of a new connection is found: `turn`, the next one each time, beginning
+            with the first; `sh` or `mh`, by the hash of its client that the scheduler of this name
+            has in the kernel, of 256 places or as many as there are.
+        port: the client's port counts for the hash.
+
+    Raises:
+        ValueError: no places, too many, or another number than the hash needs.
+    """
+
+    LONGEST: ClassVar[int] = 8192
+
+    servers: Sequence[RealServer | None]
+    by: Literal["turn", "sh", "mh"] = "turn"
+    port: bool = False
+
+    def __post_init__(self) -> None:
+        if self.by not in ("turn", "sh", "mh"):
+            raise ValueError(f"a ring by {self.by!r}; allowed: turn, sh, mh")
+        count = len(self.servers)
+        if self.by == "sh" and count != 256:
+            raise ValueError(f"a ring by sh of {count} places; allowed: 256")
+        if not 1 <= count <= self.LONGEST:
+            raise ValueError(f"a ring of {count} places; allowed: 1 to {self.LONGEST}")
+        if self.port and self.by == "turn":
+            raise ValueError("a ring by turn, for which the client's port cannot count")
+
+
 class Scheduler(Protocol):
     """Chooses the real server of a new connection; one instance per virtual service."""
 
@@ -142,6 +176,15 @@ class Scheduler(Protocol):
 
     def tick(self, now: float) -> None:
         """Take note of the time, monotonic seconds: before each choice, and every two seconds."""
+
+    def ring(self, service: VirtualService) -> Ring | None:
+        """Return the table that `schedule` chooses by from now on, None where there is none.
+
+        A datapath that can look it up by itself asks for it after each change of `service` or its
+        servers; until the next change it must hold whatever the load and the time. Of a ring by
+        `turn`, `schedule` is called for each connection all the same, once it has been placed, so
+        that the next ring begins where this one was left; a call that returns None takes no turn.
+        """
 
     def close(self) -> None:
         """Let go of everything: the service is removed, or gets another scheduler."""
@@ -179,6 +222,10 @@ class SchedulerBase:
 
     def tick(self, now: float) -> None:
         """Do nothing."""
+
+    def ring(self, service: VirtualService) -> Ring | None:
+        """Return None: every new connection is `schedule`'s."""
+        return None
 
     def close(self) -> None:
         """Do nothing."""

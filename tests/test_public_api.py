@@ -34,6 +34,7 @@ PUBLIC = [
     "Reason",
     "Refusal",
     "Reply",
+    "Ring",
     "Route",
     "Scheduler",
     "SchedulerBase",

@@ -103,7 +103,7 @@ int missed4(struct xdp_md *ctx)
 }
 
 /* Enter the next flow of the packet's service as an established connection. */
-INLINE int fill(struct xdp_md *ctx, int version)
+INLINE int enter(struct xdp_md *ctx, int version)
 {
 	void *end = (void *)(long)ctx->data_end;
 	u32 flow = next_flow++;
@@ -132,13 +132,13 @@ INLINE int fill(struct xdp_md *ctx, int version)
 SEC("xdp")
 int fill4(struct xdp_md *ctx)
 {
-	return fill(ctx, 4);
+	return enter(ctx, 4);
 }
 
 SEC("xdp")
 int fill6(struct xdp_md *ctx)
 {
-	return fill(ctx, 6);
+	return enter(ctx, 6);
 }
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

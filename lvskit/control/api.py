@@ -87,7 +87,7 @@ class Control:
         director: whose services they are.
         plugins: what is installed.
         clock: monotonic seconds, as the director's datapath counts them.
-        changed: called after every command that changed services or servers.
+        changed: called after every command that changed services, servers or settings.
         lost: returns the packets that the datapath has lost, by place.
         datapath: returns what carries the packets.
         refresh: called before every command, so that what the director knows is up to date;
@@ -126,7 +126,7 @@ class Control:
             "delete_server": (Named, self._delete_server, True),
             "clear": (Nothing, self._clear, True),
             "zero": (MaybeNamed, self._zero, False),
-            "set_settings": (Tune, self._set_settings, False),
+            "set_settings": (Tune, self._set_settings, True),
             "set_timeouts": (Set, self._set_timeouts, False),
             "apply": (Apply, self._apply, True),
         }

@@ -68,7 +68,7 @@ class ServicesChanged(Protocol):
     """Takes note of the services that there are now."""
 
     def __call__(self, keys: Sequence[ServiceKey]) -> None:
-        """Called before the datapath is opened, and after every command that changed services."""
+        """Called before the datapath is opened, and after every command that changed something."""
 
 
 class Refresh(Protocol):

@@ -38,6 +38,11 @@ class Pool:
         ]
 
     @property
+    def service(self) -> VirtualService:
+        """The service."""
+        return self._service
+
+    @property
     def servers(self) -> list[RealServer]:
         """Those in the service, newest first."""
         return self._service.servers

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 
 def tcp(address: str = VIP, **settings: Any) -> dict[str, Any]:
     host = f"[{address}]" if ":" in address else address
-    return {"tcp": f"{host}:{PORT}", "scheduler": "rr", **settings}
+    return {"tcp": f"{host}:{PORT}", "scheduler": "wlc", **settings}
 
 
 def ask(peer: socket.socket, size: int = 0) -> str:
@@ -102,7 +102,7 @@ def test_a_connection_lives_as_long_as_its_packets_come(network, direct):
 
 def test_udp(network, direct):
     running = direct(mode="native")
-    running.add({"udp": f"{VIP}:{PORT}", "scheduler": "rr"}, SERVERS)
+    running.add({"udp": f"{VIP}:{PORT}", "scheduler": "wlc"}, SERVERS)
     with network.client.entered():
         peers = [socket.socket(type=socket.SOCK_DGRAM) for _ in range(4)]
     network.held += peers
@@ -185,7 +185,7 @@ def test_a_server_with_another_network_card_is_followed(network, direct):
 
 def test_a_local_server_is_served_the_portable_way(network, direct):
     running = direct(mode="generic")
-    service = tcp()
+    service = tcp(scheduler="rr")
     running.add(service, SERVERS[:1])
     assert ask(network.connect(), 10) == "server0"
     running.call("add_server", service=service, server={"address": "10.1.0.1"})

@@ -1,6 +1,6 @@
 """A director that dies and comes back behind the program, against one that lives: all is equal.
 
-No network: see `test_xdp_bridge_same`.
+No network: see `xdp_fast`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from lvskit_datapath_xdp.ids import Ids
 from lvskit_datapath_xdp.loader import BpfObject, Map, MapFlags, MapSpec, MapType, RingBuffer
 from lvskit_datapath_xdp.names import Name, Names, Noted
 from lvskit_datapath_xdp.neighbours import Hop
+from lvskit_datapath_xdp.rings import Rings
 from lvskit_datapath_xdp.servers import Servers
 from lvskit_datapath_xdp.services import Services
 from lvskit_datapath_xdp.slots import Slots4, Slots6
 from lvskit_datapath_xdp.templates import Templates, specification
 from lvskit_datapath_xdp.timing import SeenWheel
-from test_xdp_bridge_same import (
+from xdp_fast import (
     ACK,
     FIN,
     MACS,
@@ -50,8 +51,9 @@ NAMES = MapSpec("names", MapType.ARRAY, 4, layout.NAME.size, 4096, MapFlags.MMAP
 class Mortal(Fast):
     """The program, and a director behind it that may die."""
 
-    def __init__(self, now: float) -> None:
-        super().__init__("wlc", now)
+    def __init__(self, now: float, scheduler: str = "wlc") -> None:
+        super().__init__(scheduler, now)
+        self.scheduler = scheduler
         self.names = Names(Map.create(NAMES))
         self.templates = Map.create(specification(64))
         self.servers._names = self.names
@@ -60,19 +62,21 @@ class Mortal(Fast):
     def die(self) -> Adopted:
         """Forget all that is not in the kernel, and begin again with that."""
         engine, maps, self.now = self.engine, self.engine.maps, time.monotonic()
-        self.director = director("wlc", self.now)
+        self.director = director(self.scheduler, self.now)
         self.director.wheel = SeenWheel(self.now, self.kept_until)
         slots = {4: Slots4(maps["connections4"], engine), 6: Slots6(maps["connections6"], engine)}
         services, hops = Services(maps["services"]), {}
+        self.slots, self.services = slots[4], services
         hop = Hop(engine.ifindex, MACS)
         self.servers = Servers(
             maps["servers"], maps["server_counters"], lambda address: hop, lambda ifindex: True,
             self.names,
         )  # fmt: skip
+        self.rings = Rings(maps["rings"], services, self.servers, self.director.table)
         clock = engine.clock(time.monotonic)
         self.bridge = Bridge(
             self.director, lambda: self.now, clock, RingBuffer(maps["misses"]), slots,
-            services, self.servers, self.send,
+            services, self.servers, self.rings, self.send,
         )  # fmt: skip
         self.frames = self.bridge._frames[engine.ifindex] = Frames()
         templates = Templates(self.templates, self.director.table)
@@ -87,6 +91,8 @@ class Mortal(Fast):
         self.servers.update(servers_of(self.director), [])
         self.bridge.watch()
         self.bridge.catch_up()
+        self.rings.adopt()
+        self.update()
         assert all(found == hop for found in hops.values())
         return done
 
@@ -111,11 +117,14 @@ DEATHS = st.sets(st.integers(0, 60), max_size=3)
 
 
 @pytest.mark.usefixtures("bpf")
+@pytest.mark.parametrize("scheduler", ["wlc", "sh"])
 @given(steps=STEPS, deaths=DEATHS)
-@settings(max_examples=40, deadline=None)
-def test_a_death_between_packets_changes_nothing(steps: list[Step], deaths: set[int]) -> None:
+@settings(max_examples=30, deadline=None)
+def test_a_death_between_packets_changes_nothing(
+    scheduler: str, steps: list[Step], deaths: set[int]
+) -> None:
     now = time.monotonic()
-    alone, mortal = director("wlc", now), Mortal(now)
+    alone, mortal = director(scheduler, now), Mortal(now, scheduler)
     try:
         for number, step in enumerate(steps):
             if number in deaths:
@@ -133,12 +142,13 @@ def test_a_death_between_packets_changes_nothing(steps: list[Step], deaths: set[
 
 
 @pytest.mark.usefixtures("bpf")
+@pytest.mark.parametrize("scheduler", ["wlc", "rr"])
 @given(steps=STEPS, meanwhile=STEPS, half=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_what_came_meanwhile_is_caught_up_with(
-    steps: list[Step], meanwhile: list[Step], half: bool
+    scheduler: str, steps: list[Step], meanwhile: list[Step], half: bool
 ) -> None:
-    mortal = Mortal(time.monotonic())
+    mortal = Mortal(time.monotonic(), scheduler)
     try:
         for step in steps:
             mortal.take(packet(step), time.monotonic())
@@ -223,7 +233,7 @@ def test_the_version_changes_with_what_is_pinned() -> None:
     shapes = [(s.name, s.type, s.key_size, s.value_size, s.flags) for s in source.maps.values()]
     facts = repr((code, notes, sorted(shapes), source.rodata.places))
     digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
-    assert (layout.VERSION, digest) == (1, "fb97d9c1c8c6f21c")
+    assert (layout.VERSION, digest) == (2, "2da0e633d748d51b")
 
 
 @pytest.mark.usefixtures("bpf")

@@ -11,7 +11,7 @@ from struct import Struct, calcsize
 
 import pytest
 from lvskit_datapath_xdp import layout
-from lvskit_datapath_xdp.loader import BpfObject
+from lvskit_datapath_xdp.loader import BpfObject, MapFlags
 from lvskit_datapath_xdp.loader.btf import Kind
 from xdp_kernel import OBJECT, Kernel
 from xdp_world import CLIENT4, ES, IN4, TCP4, ip4, populate, raw, tcp
@@ -143,7 +143,8 @@ def test_the_maps_hold_these(obj: BpfObject) -> None:
     }
     inner = obj.maps["rings"].inner
     assert inner is not None
-    assert (inner.key_size, inner.value_size, inner.max_entries) == (4, layout.RING.size, 1)
+    assert inner.flags == MapFlags.MMAPABLE
+    assert (inner.key_size, inner.value_size, inner.max_entries) == (4, layout.RING_SIZE, 1)
     assert set(obj.rodata) >= {"hash_seed", "hash_multiplier", "mask4", "mask6", "clock_shift"}
 
 

@@ -18,6 +18,7 @@ from lvskit_datapath_xdp.layout import (
     ServiceFlag,
     SlotFlag,
 )  # fmt: skip
+from lvskit_datapath_xdp.ring import RingMemory
 from lvskit_sched_hash.mh import MaglevHashing, MaglevOptions
 from lvskit_sched_hash.sh import SourceHashing, SourceOptions
 from xdp_kernel import VERDICTS, Kernel, Sent, packed
@@ -69,11 +70,17 @@ def world(kernel: Kernel) -> Kernel:
 
 
 def compile_ring(
-    kernel: Kernel, number: int, servers: list[int], kind: RingKind = RingKind.ROUND, flags: int = 0
-) -> None:
+    kernel: Kernel,
+    number: int,
+    servers: list[int],
+    kind: RingKind = RingKind.TURN,
+    *,
+    port: bool = False,
+    flags: int = 0,
+) -> RingMemory:
     """Give a service a ring."""
-    kernel.service(number, *SERVICES[number], ring=kind, flags=flags)
-    kernel.place(number, servers)
+    kernel.service(number, *SERVICES[number], flags=flags)
+    return kernel.place(number, servers, kind, port=port)
 
 
 def opened(kernel: Kernel, port: int, *, version: int = 4, stream: bool = True) -> Sent:
@@ -119,15 +126,58 @@ def test_a_new_connection_is_placed_and_told(world: Kernel, version: int, stream
 
 def test_the_cursor_goes_round(world: Kernel) -> None:
     compile_ring(world, TCP4, [IN4, IN4, IN6])
-    chosen = [opened(world, port).records[0].server for port in range(1000, 1007)]
-    assert chosen == [IN4, IN4, IN6, IN4, IN4, IN6, IN4]
+    assert chosen(world, *range(1000, 1007)) == [IN4, IN4, IN6, IN4, IN4, IN6, IN4]
 
 
-def test_a_new_ring_begins_anew_and_known_connections_stay(world: Kernel) -> None:
+def test_a_ring_changes_at_once_and_known_connections_stay(world: Kernel) -> None:
+    ring = compile_ring(world, TCP4, [IN4, IN6])
     first = opened(world, 1000).records[0]
-    compile_ring(world, TCP4, [IN6])
-    assert opened(world, 1001).records[0].server == IN6
+    ring.write([IN6, IN6, IN4], RingKind.TURN, port=False, first=ring.turns)
+    assert [opened(world, port).records[0].server for port in (1, 2, 3)] == [IN6, IN6, IN4]
     assert world.send(raw(ip4() / tcp("A", sport=1000))).records[0].server == first.server == IN4
+    ring.write([IN4], RingKind.TURN, port=False, first=0)
+    ring.write([], RingKind.TURN, port=False, first=0)
+    assert opened(world, 4).records[0].kind == RecordKind.SYN
+
+
+def test_turns_go_on_through_changes_and_python_takes_some(world: Kernel) -> None:
+    ring = compile_ring(world, TCP4, [IN4, IN4, IN6])
+    assert chosen(world, 1, 2) == [IN4, IN4]
+    ring.skip(1)
+    assert (ring.turns, chosen(world, 3)) == (3, [IN4])
+    ring.skip(-1)
+    assert (ring.turns, chosen(world, 4)) == (3, [IN4])
+    # Two that nobody has read of yet are the first two of the new places.
+    ring.write([IN4, IN4, IN6, IN6], RingKind.TURN, port=False, first=ring.turns - 2)
+    assert chosen(world, 5, 6, 7) == [IN6, IN6, IN4]
+
+
+@pytest.mark.parametrize("turns", [2**32 - 1, 2**64 - 1])
+def test_no_turn_is_lost_where_a_counter_overflows(world: Kernel, turns: int) -> None:
+    ring = compile_ring(world, TCP4, [IN4, IN4, IN6])
+    ring.skip(turns)
+    ring.write([IN4, IN6, IN4], RingKind.TURN, port=False, first=turns)
+    assert chosen(world, 1, 2, 3, 4) == [IN4, IN6, IN4, IN4]
+
+
+def test_a_turn_of_which_nothing_comes_is_the_next_ones(world: Kernel) -> None:
+    ring = compile_ring(world, TCP4, [IN4, REMOVED, NARROW])
+    assert chosen(world, 1) == [IN4]
+    for port in (2, 3):
+        assert opened(world, port).records[0].kind == RecordKind.SYN
+    ring.skip(1)
+    assert world.send(raw(ip4() / tcp("S", size=100))).records[0].kind == RecordKind.SYN
+    assert chosen(world, 5, 6) == [NARROW, IN4]
+    memory = world.tables[4]
+    memory[:] = b"\xee" * len(memory)
+    ring.skip(2)
+    assert opened(world, 7).records[0].flags == RecordFlag.FULL
+    assert ring.turns == 6
+
+
+def chosen(kernel: Kernel, *ports: int) -> list[int]:
+    """Return the servers of new connections from these ports."""
+    return [opened(kernel, port).records[0].server for port in ports]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +198,7 @@ def test_what_the_ring_does_not_settle_is_pythons(world: Kernel, servers: list[i
 
 
 def test_a_service_without_its_ring_is_pythons(world: Kernel) -> None:
-    world.service(9, "192.0.2.9", 80, TCP, ring=RingKind.ROUND)
+    world.service(9, "192.0.2.9", 80, TCP)
     came = world.send(raw(ip4(dst="192.0.2.9") / tcp("S")))
     assert came.records[0].kind == RecordKind.SYN
 
@@ -158,7 +208,7 @@ def test_what_its_tunnel_does_not_take_is_pythons(world: Kernel) -> None:
     came = world.send(raw(ip4() / tcp("S", size=100)))
     assert came.records[0].kind == RecordKind.SYN
     last_hop = world.send(raw(ip4(ttl=1) / tcp("S")))
-    assert (last_hop.verdict, last_hop.reasons) == ("PASS", {Reason.TTL: 1})
+    assert (last_hop.verdict, last_hop.reasons) == ("DROP", {Reason.MISS: 1})
     assert world.taken(4) == []
 
 
@@ -217,6 +267,7 @@ def test_what_finds_both_buckets_full_is_pythons(world: Kernel, version: int) ->
 @pytest.mark.parametrize("version", IN_BOTH)
 def test_without_room_for_its_record_none_is_placed(world: Kernel, version: int) -> None:
     """Else Python would never hear of it."""
+    ring = compile_ring(world, TCP4 if version == 4 else TCP6, [IN4])
     program = world.loaded.programs["lvskit"]
     frame = raw((ip4() if version == 4 else ip6()) / tcp("S"))
     memory = world.tables[version]
@@ -224,6 +275,7 @@ def test_without_room_for_its_record_none_is_placed(world: Kernel, version: int)
         memory[:] = bytes(len(memory))
     assert world.taken(version) == []
     assert world.reasons()[Reason.LOST] == 1
+    assert ring.turns == world.reasons()[Reason.PLACED]
     assert VERDICTS[program.test_run(frame).verdict] == "DROP"
     world.records()
     assert world.send(frame).verdict == "TX"
@@ -252,8 +304,7 @@ def test_a_hashing_scheduler_chooses_the_same(
     version, address = client
     service = TCP4 if version == 4 else TCP6
     places = 256 if kind is RingKind.SH else 251
-    flags = ServiceFlag.RING_PORT if port_counts else 0
-    compile_ring(world, service, list(range(100, 100 + places)), kind, flags)
+    compile_ring(world, service, list(range(100, 100 + places)), kind, port=port_counts)
     for number in range(100, 100 + places):
         world.server(number, bytes(world.servers[128:192]))
     for memory in world.tables.values():

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import lvskit_datapath_xdp
 from lvskit_datapath_xdp import layout
 from lvskit_datapath_xdp.layout import Reason, RecordKind, RingKind, ServiceFlag
-from lvskit_datapath_xdp.loader import BpfObject, Map, MapSpec, MapType, RingBuffer
+from lvskit_datapath_xdp.loader import BpfObject, RingBuffer
+from lvskit_datapath_xdp.ring import RingMemory
 
 OBJECT = Path(lvskit_datapath_xdp.__file__).parent / "bpf" / "lvskit.bpf.o"
 VERDICTS = ("ABORTED", "DROP", "PASS", "TX", "REDIRECT")
@@ -93,6 +94,8 @@ class Kernel:
         """Empty every table and counter."""
         for key, _ in list(self.maps["services"].items()):
             self.maps["services"].delete(key)
+        for number in range(16):
+            self.maps["rings"].delete(number)
         for memory in (self.servers, *self.tables.values()):
             memory[:] = bytes(len(memory))
         for name in ("server_counters", "service_counters"):
@@ -105,33 +108,32 @@ class Kernel:
     # --- tables ---
 
     def service(
-        self,
-        number: int,
-        address: Address,
-        port: int,
-        protocol: int,
-        *,
-        flags: int = 0,
-        ring: RingKind = RingKind.NONE,
+        self, number: int, address: Address, port: int, protocol: int, *, flags: int = 0
     ) -> None:
         """Enter a service."""
         raw = packed(address)
         version = 4 if len(raw) == 4 else 6
         key = layout.SERVICE_KEY.pack(raw, port_bytes(port), protocol, version)
-        self.maps["services"].update(key, layout.SERVICE.pack(number, ServiceFlag(flags), ring))
+        self.maps["services"].update(key, layout.SERVICE.pack(number, ServiceFlag(flags)))
 
     def server(self, number: int, value: bytes) -> None:
         """Enter a server."""
         at = number * layout.SERVER_SIZE
         self.servers[at : at + len(value)] = value
 
-    def place(self, service: int, servers: Sequence[int]) -> None:
+    def place(
+        self,
+        service: int,
+        servers: Sequence[int],
+        kind: RingKind = RingKind.TURN,
+        *,
+        port: bool = False,
+    ) -> RingMemory:
         """Give a service its ring."""
-        spec = MapSpec("ring", MapType.ARRAY, 4, layout.RING.size, 1)
-        places = [*servers, *[0] * (layout.RING_CAPACITY - len(servers))]
-        with Map.create(spec) as ring:
-            ring.update(0, layout.RING.pack(0, len(servers), *places))
-            self.maps["rings"].update(service, ring)
+        ring = RingMemory()
+        ring.write(servers, kind, port=port, first=0)
+        self.maps["rings"].update(service, ring.map)
+        return ring
 
     def buckets_of(self, address: Address, port: int, service: int) -> tuple[int, int]:
         """Return the two buckets of a connection, by the hash as Python computes it."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from lvskit import TCP, Director, Transmit, Verdict
+from lvskit import TCP, Director, ServiceKey, Transmit, Verdict
 from lvskit_datapath_xdp.frames import ROOM, FrameSender
 from lvskit_datapath_xdp.layout import (
+    CLIENT_BEGINS,
     MISS4,
     MISS6,
     NO_SLOT,
@@ -17,7 +18,8 @@ from lvskit_datapath_xdp.layout import (
     RecordKind,
 )
 from lvskit_datapath_xdp.loader import RingBuffer
-from lvskit_datapath_xdp.placed import Recorded, opening
+from lvskit_datapath_xdp.placed import Placed
+from lvskit_datapath_xdp.rings import Rings
 from lvskit_datapath_xdp.servers import Entry, Servers
 from lvskit_datapath_xdp.services import Services
 from lvskit_datapath_xdp.slots import Known, Slots
@@ -25,7 +27,6 @@ from lvskit_datapath_xdp.timing import Clock
 
 _BATCH: Final = 256  # records to one turn of the event loop
 _LONGEST: Final = ROOM - 14  # bytes behind the Ethernet header
-_BEGINS: Final = {4: 12, 6: 0}  # the client's address in a record's, by IP version
 _LATE_S: Final = 5.0
 _WORD: Final = 0xFFFFFFFF
 _PLACED, _STATE, _SYN = RecordKind.PLACED, RecordKind.STATE, RecordKind.SYN
@@ -42,7 +43,7 @@ class Bridge:
         clock: its time; ticks: the program's.
         ring: ``misses``.
         slots: by IP version.
-        services, servers: what the program knows of them.
+        services, servers, rings: what the program knows of them.
         send: carries out a verdict the portable way; False where it cannot.
         decided: called when connections have been opened, before their slots are written and
             their packets leave.
@@ -62,6 +63,7 @@ class Bridge:
         slots: dict[int, Slots],
         services: Services,
         servers: Servers,
+        rings: Rings,
         send: Callable[[Verdict, bytes], bool],
         decided: Callable[[], None] = lambda: None,
     ) -> None:
@@ -69,9 +71,10 @@ class Bridge:
         self._clock, self._ticks = clock, ticks
         self._ring = ring
         self._slots = slots
-        self._services, self._servers = services, servers
+        self._services, self._servers, self._rings = services, servers, rings
         self._send = send
         self._decided = decided
+        self._placed = Placed(director, clock, slots, services, servers, rings, self._give_slot)
         self._frames: dict[int, FrameSender] = {}
         self._watched: set[Any] = set()
         self._tables = director.table.tcp, director.table.udp
@@ -94,6 +97,7 @@ class Bridge:
             ring.release()
             for sender in self._frames.values():
                 sender.flush()
+        self._rings.heed_room()
         return len(offsets) == _BATCH
 
     def _handle(self, offsets: list[int]) -> None:
@@ -142,6 +146,7 @@ class Bridge:
         for at, packet, verdict in decided:
             if type(verdict) is not Transmit:
                 self.lost += not self._send(verdict, packet)
+                self._leave(RECORD.unpack_from(memory, at))
                 continue
             key: Any
             if packet[0] >> 4 == 4:
@@ -168,7 +173,7 @@ class Bridge:
     def _heard(self, record: Record, now: float) -> None:
         """Follow what the program has done by itself."""
         if record[0] == _PLACED:
-            self._placed(record, now)
+            self._placed.take(record, now)
             return
         connection = self._owner(record)
         if connection is None:
@@ -183,42 +188,21 @@ class Bridge:
         """Return the connection that has a record's slot, if it is its client's."""
         _, version, _, _, _, _, _, slot, *_, address, port, _ = record
         known = self._slots[version].owners[slot] if slot != NO_SLOT else None
-        client = address[_BEGINS[version] :]
+        client = address[CLIENT_BEGINS[version] :]
         if known is None or known.key[: len(client)] != client or known.key[-4:-2] != port:
             return None
         return known
 
-    def _placed(self, record: Record, now: float) -> None:
-        """Have the director open a connection that the program has placed."""
-        _, version, flags, state, server_number, _, _, slot, seen, one, other, *rest = record
-        _, _, address, port, number = rest
-        address = address[_BEGINS[version] :]
-        slots = self._slots[version]
-        service = self._services.by_id.get(number)
-        server = self._servers.by_number.get(server_number)
-        if service is None or server is None or server.service is not service:
-            slots.clear(slot)
-            return
-        packet = opening(service.key, address, port, flags)
-        table = self._director.table
-        known = table.tcp if service.key.protocol == TCP else table.udp
-        key = packet[12:24] if version == 4 else packet[8:44]
-        before = known.get(key)
-        with Recorded(service, server):
-            self._director.receive(packet, now)
-        connection = known.get(key)
-        if connection is not None:  # the program counts the packet itself
-            connection.server.counters.inpkts -= 1
-            connection.server.counters.inbytes -= len(packet)
-        if connection is not None and connection is not before and connection.server is server:
-            slots.placed(slot, connection)
-            return
-        # There was no room, or the director had it already, without a slot.
-        slots.clear(slot)
-        entry = self._servers.entries.get(connection.server) if connection is not None else None
-        if connection is not None and entry is not None and connection.transmit == entry.way:
-            key = slots.key(address, port, number)
-            slots.place(connection, one, other, key, entry.number | state << 16, seen)
+    def _leave(self, record: Record) -> None:
+        """Let a connection end when the director says, if that is sooner than its packets would.
+
+        So it is with one that was to give way to another, of which nothing came.
+        """
+        connection = self._owner(record)
+        if connection is not None and connection.deadline < self.kept_until(
+            connection, self._clock()
+        ):
+            self._slots[record[1]].release(connection)
 
     def catch_up(self) -> None:
         """Handle the records that a former daemon has left, once its connections are back.
@@ -235,7 +219,7 @@ class Bridge:
             if kind == _PLACED and known is not None:
                 known.server.counters.conns += 1  # nobody had heard of it
             elif kind == _PLACED:
-                self._placed(record, now)
+                self._placed.take(record, now)
             elif kind == _STATE:
                 if known is not None and known.state == old:
                     self._heard(record, now)
@@ -267,6 +251,7 @@ class Bridge:
                 service.closed += (self._ended,)
                 service.state_changed += (self._advanced,)
         self._watched &= set(self._director.services)
+        self._placed.watch()
 
     def _ended(self, connection: Known, reason: str) -> None:
         self._slots[4 if len(connection.key) == 12 else 6].release(connection)
@@ -300,32 +285,50 @@ class Bridge:
         """Give slots to the connections that the director has from before."""
         for table in (self._director.table.tcp, self._director.table.udp):
             for connection in table.values():
-                entry = self._servers.entries.get(connection.server)
-                service = self._services.ids.get(connection.server.service.key)
-                if entry is None or service is None or connection in self._slots_of(connection):
-                    continue
-                if entry.carried and connection.transmit == entry.way:
-                    self._place_again(connection, entry.number, service)
+                timeouts = connection.server.rules.machines[connection.protocol].timeouts
+                self._give_slot(connection, connection.deadline - timeouts[connection.state])
 
-    def _slots_of(self, connection: Known) -> dict[Known, int]:
-        return self._slots[4 if len(connection.key) == 12 else 6].numbers
+    def _give_slot(self, connection: Known, seen: float) -> None:
+        """Give a connection its slot, unless it has one or shall have none.
 
-    def _place_again(self, connection: Known, server: int, service: int) -> None:
+        Args:
+            connection: the connection.
+            seen: when its last packet came.
+        """
+        slots = self._slots[4 if len(connection.key) == 12 else 6]
+        entry = self._servers.entries.get(connection.server)
+        service = self._services.ids.get(connection.server.service.key)
+        if (
+            entry is None
+            or service is None
+            or not entry.carried
+            or connection.transmit != entry.way
+            or connection in slots.numbers
+        ):
+            return
         flow = connection.flow
-        slots = self._slots[4 if len(flow.caddr) == 4 else 6]
         key = slots.key(flow.caddr, flow.cport.to_bytes(2, "big"), service)
-        timeouts = connection.server.rules.machines[connection.protocol].timeouts
-        seen = self._ticks.units(connection.deadline - timeouts[connection.state]) & _WORD
-        binding = server | connection.state << 16
-        slots.place(connection, *slots.buckets(key), key, binding, seen)
+        binding, at = entry.number | connection.state << 16, self._ticks.units(seen) & _WORD
+        slots.place(connection, *slots.buckets(key), key, binding, at)
 
-    def let_go(self, servers: list[Any]) -> None:
-        """Take their slots from the connections of `servers` that are carried in a former way."""
-        for slots in self._slots.values():
+    def let_go(self, servers: list[Any]) -> set[ServiceKey]:
+        """Take their slots from the connections of `servers` that the program carries no longer.
+
+        Returns:
+            Their services.
+        """
+        now, services = self._clock(), set()
+        for slots in self._slots.values() if servers else ():
             for connection in list(slots.numbers):
                 server = connection.server
-                if server in servers and connection.transmit != server.transmit:
+                if server not in servers:
+                    continue
+                entry = self._servers.entries.get(server)
+                if entry is None or not entry.carried or connection.transmit != server.transmit:
+                    connection.deadline = max(connection.deadline, self.kept_until(connection, now))
                     slots.release(connection)
+                    services.add(server.service.key)
+        return services
 
     def losses(self) -> dict[str, int]:
         """Return packets lost on the way, by the place where they were."""

@@ -19,6 +19,7 @@ from lvskit_datapath_xdp.loader.privileges import CAPABILITIES
 from lvskit_datapath_xdp.names import Names
 from lvskit_datapath_xdp.neighbours import Neighbours
 from lvskit_datapath_xdp.options import XdpOptions
+from lvskit_datapath_xdp.rings import Rings
 from lvskit_datapath_xdp.servers import Servers, carries
 from lvskit_datapath_xdp.services import Services
 from lvskit_datapath_xdp.slots import Slots, Slots4, Slots6
@@ -112,6 +113,7 @@ class XdpDatapath:
         self._bridge: Bridge
         self._services: Services
         self._servers: Servers
+        self._rings: Rings
         self._neighbours = Neighbours(self._update)
 
     def attach(self, director: Director) -> None:
@@ -209,10 +211,11 @@ class XdpDatapath:
         )
         table = self._director.table
         self._templates = templates = Templates(notes["templates"], table) if notes else None
+        self._rings = Rings(maps["rings"], self._services, self._servers, table)
         clock = engine.clock(self._clock)
         self._bridge = Bridge(
             self._director, self._clock, clock, RingBuffer(maps["misses"]), slots,
-            self._services, self._servers, self._live.send,
+            self._services, self._servers, self._rings, self._live.send,
             *([templates.flush] if templates is not None else []),
         )  # fmt: skip
         if engine.adopted and names is not None and templates is not None:
@@ -243,6 +246,7 @@ class XdpDatapath:
         self._bridge.place_known()
         self._bridge.catch_up()
         engine.attach()
+        self._rings.adopt()
         self._opened = True
         self._kept = engine.pinned
         self._update()
@@ -306,6 +310,7 @@ class XdpDatapath:
         if engine is not None:
             self._bridge.close()
             self._servers.close()
+            self._rings.close()
             for slots in self._slots.values():
                 slots.close()
             engine.close()
@@ -319,9 +324,9 @@ class XdpDatapath:
         self._neighbours.want(s.address for s in [*servers, *removed] if carries(s))
         if self._engine is not None:
             self._services.update(services)
-            former = self._servers.update(servers, removed)
-            if former:
-                self._bridge.let_go(former)
+            former = self._bridge.let_go(self._servers.update(servers, removed))
+            if self._opened:  # and all connections of a former daemon are back
+                self._rings.update([*servers, *removed], former)
             self._bridge.watch()
             if self._templates is not None:
                 self._templates.watch(services)

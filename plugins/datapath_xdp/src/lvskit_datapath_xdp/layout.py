@@ -9,7 +9,7 @@ Maps (name: kind, key → value):
 - ``servers``: ARRAY in memory (`Map.mmap`), server id → `SERVER`; ids begin at 1, 0 is no server.
 - ``connections4``, ``connections6``: ARRAY in memory, bucket → `SLOTS_PER_BUCKET` slots, `SLOT4` or
   `SLOT6`. A slot's number is bucket * SLOTS_PER_BUCKET + place; so slot n begins at n * its size.
-- ``rings``: ARRAY of maps, service id → ARRAY of one `RING`.
+- ``rings``: ARRAY of maps, service id → ARRAY in memory of one `RING_HEAD` and what follows it.
 - ``misses``: ring buffer of `RECORD`, the packet behind it.
 - ``server_counters``, ``service_counters``: PERCPU_ARRAY, id → `COUNTERS`; packets of known and
   placed connections that the program forwarded, with the IP lengths that they came with.
@@ -35,8 +35,8 @@ SERVICE_KEY: Final = Struct("<16s2sBB")
 
 Services of port 0, of firewall marks, one-packet services, and those under secure_tcp are not
 entered: their packets go the portable way."""
-SERVICE: Final = Struct("<HBB")
-"""Service id (from 1), `ServiceFlag`, `RingKind`."""
+SERVICE: Final = Struct("<HBx")
+"""Service id (from 1), `ServiceFlag`."""
 
 
 class ServiceFlag(IntFlag):
@@ -44,17 +44,16 @@ class ServiceFlag(IntFlag):
 
     SLOPPY_TCP = 1
     """A packet without SYN may open a connection (the setting sloppy_tcp)."""
-    RING_PORT = 2
-    """The client's port counts for `RingKind.SH` and `RingKind.MH` (sh-port, mh-port)."""
+
+
+# --- rings ---
 
 
 class RingKind(IntEnum):
     """How a new connection's place in its service's ring is found."""
 
-    NONE = 0
-    """By nobody here: Python decides."""
-    ROUND = 1
-    """By the ring's cursor: one place on for each connection."""
+    TURN = 1
+    """One place on for each connection."""
     SH = 2
     """By the hash of ip_vs_sh: 256 places."""
     MH = 3
@@ -62,9 +61,17 @@ class RingKind(IntEnum):
 
 
 RING_CAPACITY: Final = 8192
-RING: Final = Struct(f"<II{RING_CAPACITY}H")
-"""Cursor (place of the next connection, modulo the size), size, server ids; 0 = ask Python."""
-RING_HEAD: Final = Struct("<II")
+RING_HEAD: Final = Struct("<QQI4x")
+"""Turns that the program has taken, turns that Python has taken, and which set of places holds.
+
+Two `PLACES` follow, and the sets themselves at `RING_SERVERS`. Python writes the set that does not
+hold, and then lets it: a ring changes at once, and without a system call."""
+PLACES: Final = Struct("<QHBB4x")
+"""At which turn of the two counters' sum its first place is, number of places (0 = Python decides),
+`RingKind`, whether the client's port counts for the hashes (sh-port, mh-port)."""
+RING_SERVERS: Final = 64
+"""Where the servers' ids begin, 2 bytes each, `RING_CAPACITY` of each set; 0 = Python decides."""
+RING_SIZE: Final = RING_SERVERS + 2 * 2 * RING_CAPACITY
 
 # --- servers ---
 
@@ -250,6 +257,8 @@ in the last 4 bytes, the rest 0), port, and service: these end as the keys of sl
 
 The slot is `NO_SLOT` unless the connection is known: a MISS of a known one is a SYN that may begin
 another, or its server is `ServerKind.NONE`."""
+CLIENT_BEGINS: Final = {4: 12, 6: 0}
+"""Where in its field the address begins, by IP version."""
 RECORD_LENGTH: Final = 24
 RECORD_SERVICE: Final = 46
 """Where in a `RECORD` its length and its service are."""
@@ -307,7 +316,7 @@ class Reason(IntEnum):
 
 # --- what user space alone reads and writes, for the next daemon ---
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of all that is pinned: one more with every change of what is said in this file or of the
 constants of the program. A daemon adopts what has its own version."""
 

@@ -7,10 +7,16 @@ the program has chosen. So every rule about new connections holds for these too.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
-from lvskit import TCP, Flow, SchedulerBase, ServiceKey
+from lvskit import TCP, Director, Flow, SchedulerBase, ServiceKey
+from lvskit_datapath_xdp.layout import CLIENT_BEGINS
+from lvskit_datapath_xdp.rings import Rings
+from lvskit_datapath_xdp.servers import Servers
+from lvskit_datapath_xdp.services import Services
+from lvskit_datapath_xdp.slots import Known, Slots
 
 _IPV4: Final = struct.Struct("!BBHHHBBH4s4s")
 _IPV6: Final = struct.Struct("!IHBB16s16s")
@@ -22,7 +28,7 @@ def opening(key: ServiceKey, address: bytes, port: bytes, flags: int) -> bytes:
 
     Args:
         key: the service.
-        address: the client's, of 16 bytes; IPv4 in the first 4.
+        address: the client's.
         port: the client's, as packets have it.
         flags: of TCP.
     """
@@ -43,15 +49,28 @@ class Recorded(SchedulerBase):
     """A scheduler that stands in for a service's own and answers with one server.
 
     Used as a context manager.
+
+    Args:
+        service: the service.
+        server: the one that the program has chosen.
+        by_turn: the service's own is asked too, so that it knows whose turn is next.
+
+    Attributes:
+        asked: whether it was asked for a server.
     """
 
-    def __init__(self, service: Any, server: Any) -> None:
+    def __init__(self, service: Any, server: Any, *, by_turn: bool) -> None:
         super().__init__(service.servers)
         self._service, self._server = service, server
         self._own = service.scheduler
+        self._by_turn = by_turn
+        self.asked = False
 
     def schedule(self, flow: Flow) -> Any:
         """Return the server."""
+        self.asked = True
+        if self._by_turn:
+            self._own.schedule(flow)
         return self._server
 
     def __enter__(self) -> None:
@@ -64,3 +83,102 @@ class Recorded(SchedulerBase):
         trace: TracebackType | None,
     ) -> None:
         self._service.scheduler = self._own
+
+
+class Placed:
+    """Has the director open what the program has placed; tells rings of all other connections.
+
+    Args:
+        director: whose connections they are.
+        clock: its time.
+        slots: by IP version.
+        services, servers, rings: what the program knows of them.
+        give_slot: gives a connection that may have one its slot; the time of its last packet.
+    """
+
+    def __init__(
+        self,
+        director: Director,
+        clock: Callable[[], float],
+        slots: dict[int, Slots],
+        services: Services,
+        servers: Servers,
+        rings: Rings,
+        give_slot: Callable[[Known, float], None],
+    ) -> None:
+        self._director, self._clock = director, clock
+        self._slots = slots
+        self._services, self._servers, self._rings = services, servers, rings
+        self._give_slot = give_slot
+        self._heard: set[Any] = set()
+        self._placing = False
+
+    def take(self, record: tuple[Any, ...], now: float) -> None:
+        """Have the director open the connection of a record, as `layout.RECORD` has it."""
+        _, version, flags, _, server_number, _, _, slot, *_, address, port, number = record
+        slots, ring = self._slots[version], self._rings.by_id.get(number)
+        service = self._services.by_id.get(number)
+        server = self._servers.by_number.get(server_number)
+        if (
+            service is None
+            or server is None
+            or server.service is not service
+            or not server.available
+        ):
+            slots.clear(slot)
+            if ring is not None:
+                ring.placed(asked=False)
+            return
+        packet = opening(service.key, address[CLIENT_BEGINS[version] :], port, flags)
+        table = self._director.table
+        known = table.tcp if service.key.protocol == TCP else table.udp
+        key = packet[12:24] if version == 4 else packet[8:44]  # Flow.key
+        before = known.get(key)
+        recorded = Recorded(service, server, by_turn=ring is not None and ring.by_turn)
+        self._placing = True
+        try:
+            with recorded:
+                self._director.receive(packet, now)
+        finally:
+            self._placing = False
+        if ring is not None:
+            ring.placed(asked=recorded.asked)
+        connection = known.get(key)
+        if connection is not None:  # the program counts the packet itself
+            connection.server.counters.inpkts -= 1
+            connection.server.counters.inbytes -= len(packet)
+        other = slots.owners[slot]
+        if other is not None:
+            # Both took it at the same time. Nobody writes it any more, so what is in it goes.
+            slots.forget(other)
+            slots.clear(slot)
+            for each in (other, connection):
+                if each is not None:
+                    self._give_slot(each, now)
+        elif connection is not None and connection is not before and connection.server is server:
+            slots.placed(slot, connection)
+        else:  # there was no room, or the director had it already, without a slot
+            slots.clear(slot)
+            if connection is not None:
+                self._give_slot(connection, now)
+
+    def watch(self) -> None:
+        """Hear of the connections of every service with a ring."""
+        served = set(self._services.by_id.values())
+        for service in served - self._heard:
+            if self._rings.of(service) is not None:
+                self._heard.add(service)
+                service.opened += (self._opened,)
+        self._heard &= served
+
+    def _opened(self, connection: Known) -> None:
+        """Take note of a connection of a service with a ring: the program must know it.
+
+        It would place the next packet of one that the portable path has opened.
+        """
+        if self._placing:
+            return
+        ring = self._rings.of(connection.server.service)
+        if ring is not None:
+            ring.decided()
+        self._give_slot(connection, self._clock())

@@ -86,7 +86,8 @@ class Servers:
             removed: those that were removed and are remembered.
 
         Returns:
-            The servers that are carried in another way from now on: their connections are not.
+            The servers that are carried in another way from now on, or no longer: their
+            connections may not be.
         """
         changed = []
         kept = set()
@@ -104,7 +105,10 @@ class Servers:
             elif entry.way != server.transmit:
                 entry.way = server.transmit
                 changed.append(server)
+            carried = entry.carried
             self._write(entry)
+            if carried and not entry.carried:
+                changed.append(server)
         for server in [s for s in self.entries if s not in kept and not s.referenced]:
             number = self.entries.pop(server).number
             del self.by_number[number]
@@ -156,7 +160,9 @@ class Servers:
 
     def _content(self, entry: Entry) -> bytes:
         server = entry.server
-        if not carries(server):
+        # Of a removed server, the director may have every packet begin anew.
+        leaves = not server.available and server.rules.settings.expire_nodest_conn
+        if leaves or not carries(server):
             return _PORTABLE
         hop = self._hops(server.address)
         flags = ServerFlag.AVAILABLE if server.available else ServerFlag(0)

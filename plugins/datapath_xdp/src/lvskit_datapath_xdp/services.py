@@ -8,7 +8,7 @@ from typing import Any, Final
 from lvskit import TCP, UDP, ServiceKey
 from lvskit_datapath_xdp import layout
 from lvskit_datapath_xdp.ids import Ids
-from lvskit_datapath_xdp.layout import RingKind, ServiceFlag
+from lvskit_datapath_xdp.layout import ServiceFlag
 from lvskit_datapath_xdp.loader import Map
 
 _LOCAL: Final = "local"
@@ -62,7 +62,7 @@ class Services:
             flags = ServiceFlag(0)
             if service.rules.settings.sloppy_tcp:
                 flags |= ServiceFlag.SLOPPY_TCP
-            value = layout.SERVICE.pack(self.ids[key], flags, RingKind.NONE)
+            value = layout.SERVICE.pack(self.ids[key], flags)
             if self._written.get(key) != value:
                 self._map.update(_packed(key), value)
                 self._written[key] = value

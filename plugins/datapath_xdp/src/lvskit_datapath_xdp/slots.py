@@ -3,8 +3,7 @@
 The program reads a slot while it is written here, so a slot is claimed with `BUSY`, its value is
 written, and then its key: no packet ever meets a new key with an old value. Python writes plain
 words: where the program claims the same slot in the same moment, which needs a ring's connection
-in the same bucket within 0.1 µs, one of the two loses its slot, and gets another with its next
-record.
+in the same bucket within 0.1 µs, both lose it, and get others when the program's record is read.
 """
 
 from __future__ import annotations
@@ -148,8 +147,10 @@ class Slots:
         raise NotImplementedError
 
     def forget(self, connection: Known) -> None:
-        """Note that a connection has lost its slot."""
-        self.owners[self.numbers.pop(connection)] = None
+        """Note that a connection has lost its slot to one that the program has placed."""
+        number = self.numbers.pop(connection)
+        self.owners[number] = None
+        self._taken[number // _BUCKET] -= 1
 
     def release(self, connection: Known) -> None:
         """Free the slot of a connection, if it has one."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from itertools import cycle, islice
 from typing import Any
 
-from lvskit import Flow, RealServer, SchedulerBase
+from lvskit import Flow, RealServer, Ring, SchedulerBase, VirtualService
 from lvskit_sched_hash.fold import bucket, fold
 from lvskit_sched_hash.sh import BUCKETS, usable
 
@@ -29,12 +29,21 @@ class DestinationHashing(SchedulerBase):
 
     def schedule(self, flow: Flow) -> RealServer | None:
         """Return the server of the virtual address's bucket, or None where it may not be used."""
+        return self._of(flow.destination)
+
+    def ring(self, service: VirtualService) -> Ring | None:
+        """Return the one server of the virtual address; None for a mark, which may have many."""
+        server = self._of(service.address) if service.address else None
+        return Ring(servers=[server]) if server else None
+
+    def _of(self, address: bytes) -> RealServer | None:
+        """Return the server of an address's bucket, or None where it may not be used."""
         table = self._table
         if table is None:
             table = self._table = list(islice(cycle(self.servers), BUCKETS))
         if not table:
             return None
-        server = table[bucket(fold(flow.destination))]
+        server = table[bucket(fold(address))]
         return server if usable(server) else None
 
     def server_added(self, server: RealServer) -> None:

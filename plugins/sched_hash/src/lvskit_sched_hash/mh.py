@@ -24,7 +24,7 @@ from hashlib import blake2b, sha256
 from itertools import count, cycle, filterfalse, islice
 from math import gcd
 
-from lvskit import Flow, RealServer, SchedulerBase
+from lvskit import Flow, RealServer, Ring, SchedulerBase, VirtualService
 from lvskit_sched_hash.fold import MASK, fold
 from lvskit_sched_hash.siphash import hsiphash
 
@@ -94,8 +94,7 @@ class MaglevHashing(SchedulerBase):
     def schedule(self, flow: Flow) -> RealServer | None:
         """Return the server of the client's slot, or None where it may not be used."""
         if self._changed is not None:
-            self._table = populate(self._changed, self._options, len(flow.caddr))
-            self._changed = None
+            self._build(self._changed, len(flow.caddr))
         table, slots = self._table, self._options.slots
         if not table:
             return None
@@ -109,6 +108,24 @@ class MaglevHashing(SchedulerBase):
                 if usable(server):
                     return server
         return None
+
+    def ring(self, service: VirtualService) -> Ring | None:
+        """Return the table, with nobody in the place of who may not be used.
+
+        None for a private hash, a table that is too large, and a mark, which has no address.
+        """
+        options = self._options
+        if options.key is not None or options.slots > Ring.LONGEST or not service.address:
+            return None
+        if self._changed is not None:
+            self._build(self._changed, len(service.address))
+        places = [server if usable(server) else None for server in self._table]
+        return Ring(servers=places, by="mh", port=options.port) if any(places) else None
+
+    def _build(self, changed: list[tuple[RealServer, int]], size: int) -> None:
+        """Build the table of what has changed, for clients' addresses of `size` bytes."""
+        self._table = populate(changed, self._options, size)
+        self._changed = None
 
     def server_added(self, server: RealServer) -> None:
         """Build the table anew."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, cycle, islice, repeat
 
-from lvskit import Flow, RealServer, SchedulerBase
+from lvskit import Flow, RealServer, Ring, SchedulerBase, VirtualService
 from lvskit_sched_hash.fold import bucket, fold
 
 BUCKETS = 256
@@ -45,12 +45,20 @@ class SourceHashing(SchedulerBase):
 
     def schedule(self, flow: Flow) -> RealServer | None:
         """Return the server of the client's bucket, or None where it may not be used."""
+        return self._at(bucket(fold(flow.caddr) + flow.cport * self._options.port))
+
+    def ring(self, service: VirtualService) -> Ring | None:
+        """Return the table, with what `fallback` finds in the place of who may not be used."""
+        places = [self._at(first) for first in range(BUCKETS)]
+        return Ring(servers=places, by="sh", port=self._options.port) if any(places) else None
+
+    def _at(self, first: int) -> RealServer | None:
+        """Return the server of a client's bucket, or None where it may not be used."""
         table = self._table
         if table is None:
             table = self._table = deal(self.servers)
         if not table:
             return None
-        first = bucket(fold(flow.caddr) + flow.cport * self._options.port)
         if usable(table[first]):
             return table[first]
         if self._options.fallback:

@@ -7,9 +7,10 @@ more where some are quiesced or overloaded: O(1), O(n) at worst. Removal is O(n)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
-from lvskit import Flow, RealServer, SchedulerBase
+from lvskit import Flow, RealServer, Ring, SchedulerBase, VirtualService
 
 
 class RoundRobin(SchedulerBase):
@@ -36,6 +37,15 @@ class RoundRobin(SchedulerBase):
                 self._last = count - index
                 return server
         return None
+
+    def ring(self, service: VirtualService) -> Ring | None:
+        """Return the servers that may be chosen, the next one first."""
+        count = sum(server.weight > 0 and not server.overloaded for server in self.servers)
+        if not 1 <= count <= Ring.LONGEST:
+            return None
+        ahead = copy(self)
+        flow = Flow(service.protocol, b"", 0, service.address, service.port)
+        return Ring(servers=[ahead.schedule(flow) for _ in range(count)])
 
     def server_added(self, server: RealServer) -> None:
         """Keep the order, to know later where a removed server stood."""

@@ -15,10 +15,11 @@ server reaches: O(1) amortised over a cycle of equal weights, O(n) at worst.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from math import gcd
 from typing import Any
 
-from lvskit import Flow, RealServer, SchedulerBase
+from lvskit import Flow, RealServer, Ring, SchedulerBase, VirtualService
 
 
 class WeightedRoundRobin(SchedulerBase):
@@ -73,6 +74,16 @@ class WeightedRoundRobin(SchedulerBase):
             if last_pass and restarted and began >= 0:
                 end, closing = began + 1, True
             start = 0
+
+    def ring(self, service: VirtualService) -> Ring | None:
+        """Return one cycle of turns, the next one first; None where it is too long."""
+        weights = [s.weight for s in self.servers if not s.overloaded]
+        length = sum(weights) // self._step
+        if not 1 <= length <= Ring.LONGEST:
+            return None
+        ahead = copy(self)
+        flow = Flow(service.protocol, b"", 0, service.address, service.port)
+        return Ring(servers=[ahead.schedule(flow) for _ in range(length)])
 
     def server_added(self, server: RealServer) -> None:
         """Begin again at the head, with steps that fit the weights there are now."""

@@ -87,53 +87,56 @@ hand_over:;
 INLINE int unknown(struct xdp_md *ctx, const struct packet *packet, const struct place *place,
 		   const struct service *service, int version)
 {
-	struct record record;
-	struct server *server = 0;
-	u32 id = 0;
-
 	if (packet->protocol == TCP &&
 	    (packet->flags & RST || !(packet->flags & SYN || service->flags & SERVICE_SLOPPY_TCP)))
 		return pass(REASON_NOT_OPENING);
 	/* Data connections of FTP, which servers open: Linux ip_vs_core.c, ip_vs_schedule. */
 	if (packet->port_be == be16(20))
 		return pass(REASON_NOT_OPENING);
-	record = describe(packet, place, service->id, version);
-	if (service->ring == RING_NONE)
-		return ask(ctx, &record, packet);
-	if (packet->ttl <= 1)
-		return pass(REASON_TTL);
-	id = choose(service, packet);
-	server = map_lookup(&servers, &id);
+	struct choice choice = choose(service->id, packet);
+	u32 id = choice.server;
+	u16 flags = 0;
+	struct server *server = map_lookup(&servers, &id);
+
 	if (!id || !server || !(server->flags & SERVER_AVAILABLE) ||
 	    (server->kind != SERVER_TUNNEL4 && server->kind != SERVER_TUNNEL6) ||
 	    refused(server, packet) >= 0)
-		return ask(ctx, &record, packet);
+		goto hand_over;
 
 	union binding binding = { .entry = { .server = id, .flags = SLOT_PLACED } };
 
 	if (packet->protocol == TCP)
 		binding.entry.state = next_state(NO, packet->flags);
-	struct connection connection = { binding, record.seen };
+	struct connection connection = { binding, seen_now() };
 	/* Room for the record comes first: what Python does not hear of must not be. */
 	struct record *told = ringbuf_reserve(&misses, sizeof(*told), 0);
 
-	if (!told)
+	if (!told) {
+		give_back(choice);
 		return drop(REASON_LOST);
+	}
 	u32 number = version == 4 ? insert4(place, &connection) : insert6(place, &connection);
 
 	if (number == NO_SLOT) {
 		ringbuf_discard(told, 0);
-		record.flags = RECORD_FULL;
-		return ask(ctx, &record, packet);
+		flags = RECORD_FULL;
+		goto hand_over;
 	}
-	record.kind = RECORD_PLACED;
-	record.slot = number;
-	record.server = id;
-	record.state = binding.entry.state;
-	*told = record;
+	fill(told, packet, place, service->id, version);
+	told->kind = RECORD_PLACED;
+	told->slot = number;
+	told->server = id;
+	told->state = binding.entry.state;
 	ringbuf_submit(told, 0);
 	count(REASON_PLACED);
 	return send(ctx, server, id, service->id, packet, version);
+
+hand_over:
+	give_back(choice);
+	struct record record = describe(packet, place, service->id, version);
+
+	record.flags = flags;
+	return ask(ctx, &record, packet);
 }
 
 INLINE int direct(struct xdp_md *ctx, int version)

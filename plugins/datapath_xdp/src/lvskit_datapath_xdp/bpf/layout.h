@@ -10,8 +10,7 @@ enum { SLOTS_PER_BUCKET = 4, RING_CAPACITY = 8192, NO_SLOT = 0xffffffff };
 
 /* --- services --- */
 
-enum { SERVICE_SLOPPY_TCP = 1, SERVICE_RING_PORT = 2 };
-enum { RING_NONE, RING_ROUND, RING_SH, RING_MH };
+enum { SERVICE_SLOPPY_TCP = 1 };
 
 struct service_key {
 	u8 address[16];
@@ -23,14 +22,34 @@ struct service_key {
 struct service {
 	u16 id;
 	u8 flags;
-	u8 ring;
+	u8 unused;
 };
 
-struct ring {
-	u32 cursor;
-	u32 size;
-	u16 servers[RING_CAPACITY];
+enum { RING_TURN = 1, RING_SH, RING_MH };
+
+struct places {
+	u64 first;
+	u16 size;
+	u8 kind;
+	u8 port;
+	u32 unused;
 };
+
+/* One cache line, and the servers of the two sets of places, of which one is looked up. */
+struct ring {
+	u64 placed;
+	u64 skipped;
+	u32 current;
+	u32 unused;
+	struct places sets[2];
+	u64 rest;
+	u16 servers[2][RING_CAPACITY];
+};
+
+/* The compiler does not write this struct down, so no test can read where its members are. */
+_Static_assert(__builtin_offsetof(struct ring, sets) == 24, "RING_HEAD");
+_Static_assert(sizeof(struct places) == 16, "PLACES");
+_Static_assert(__builtin_offsetof(struct ring, servers) == 64, "RING_SERVERS");
 
 /* --- servers --- */
 

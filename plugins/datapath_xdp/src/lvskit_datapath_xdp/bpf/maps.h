@@ -23,6 +23,7 @@ struct {
 struct inner_ring {
 	UINT(type, ARRAY);
 	UINT(max_entries, 1);
+	UINT(map_flags, F_MMAPABLE);
 	UINT(key_size, sizeof(u32));
 	/* Of a struct that is only pointed to, the compiler would not write down the size. */
 	UINT(value_size, sizeof(struct ring));

@@ -16,10 +16,10 @@ struct long_record {
 	u8 packet[LONG_PACKET];
 };
 
-INLINE struct record describe(const struct packet *packet, const struct place *place, u16 service,
-			      int version)
+INLINE void fill(struct record *record, const struct packet *packet, const struct place *place,
+		 u16 service, int version)
 {
-	struct record record = {
+	*record = (struct record){
 		.version = version,
 		.tcp_flags = packet->flags,
 		.service = service,
@@ -31,9 +31,17 @@ INLINE struct record describe(const struct packet *packet, const struct place *p
 	};
 
 	if (version == 4)
-		__builtin_memcpy(record.address + 12, packet->address, 4);
+		__builtin_memcpy(record->address + 12, packet->address, 4);
 	else
-		__builtin_memcpy(record.address, packet->address, sizeof(record.address));
+		__builtin_memcpy(record->address, packet->address, sizeof(record->address));
+}
+
+INLINE struct record describe(const struct packet *packet, const struct place *place, u16 service,
+			      int version)
+{
+	struct record record;
+
+	fill(&record, packet, place, service, version);
 	return record;
 }
 

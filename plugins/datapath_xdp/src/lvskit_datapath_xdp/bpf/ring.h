@@ -45,31 +45,50 @@ INLINE u32 folded(const struct packet *packet)
 	return be32((u32)both ^ (u32)(both >> 32));
 }
 
-/* Return the server that a service's ring has for a new connection; 0 = Python decides. */
-INLINE u32 choose(const struct service *service, const struct packet *packet)
+/* What a service's ring has for a new connection. */
+struct choice {
+	u32 server; /* 0 = Python decides */
+	struct ring *turned; /* it took a turn, to give back where nothing comes of it */
+};
+
+INLINE struct choice choose(u32 service, const struct packet *packet)
 {
-	u32 id = service->id, zero = 0;
+	struct choice choice = {};
+	u32 zero = 0;
 	u64 at;
-	void *inner = map_lookup(&rings, &id);
+	void *inner = map_lookup(&rings, &service);
 	struct ring *ring = inner ? map_lookup(inner, &zero) : 0;
 
 	if (!ring)
-		return 0;
-	u32 size = once(ring->size);
-	u32 client = folded(packet);
+		return choice;
+	u32 set = once(ring->current) & 1;
+	const struct places *places = &ring->sets[set];
+	u32 size = once(places->size), client = folded(packet);
 
 	if (!size)
-		return 0;
-	if (service->flags & SERVICE_RING_PORT)
+		return choice;
+	if (places->port)
 		client += be16(packet->port_be);
-	if (service->ring == RING_ROUND)
-		at = __sync_fetch_and_add(&ring->cursor, 1) % size;
-	else if (service->ring == RING_SH)
+	if (places->kind == RING_TURN) {
+		choice.turned = ring;
+		at = __sync_fetch_and_add(&ring->placed, 1) + once(ring->skipped) - places->first;
+		at %= size;
+	} else if (places->kind == RING_SH) {
 		at = client * 0x61c88647 >> (32 - SH_BITS);
-	else
+	} else {
 		at = mh_hash(client) % size;
+	}
 	opaque(at); /* or a 32-bit check is made of it, which says nothing of the upper half */
-	return at < RING_CAPACITY ? ring->servers[at] : 0;
+	if (at < RING_CAPACITY)
+		choice.server = ring->servers[set][at];
+	return choice;
+}
+
+/* The turn is the next connection's. */
+INLINE void give_back(struct choice choice)
+{
+	if (choice.turned)
+		__sync_fetch_and_add(&choice.turned->placed, -1);
 }
 
 #endif

@@ -135,7 +135,7 @@ enum { CROWDED = 2 };
 
 /* Write a new connection; return its slot's number, or NO_SLOT where both buckets are full. The key
  * is claimed first, for another CPU may want the slot, and written last, for readers go by it. */
-NOINLINE u32 insert4(const struct place *place, const struct connection *connection)
+INLINE u32 insert4(const struct place *place, const struct connection *connection)
 {
 	u32 number = place->buckets[0], second = place->buckets[1];
 	struct bucket4 *bucket = map_lookup(&connections4, &number);

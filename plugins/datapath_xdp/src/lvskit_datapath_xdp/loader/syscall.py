@@ -70,7 +70,7 @@ def refusal(number: int, doing: str, hint: str = "") -> BpfError:
     elif number == errno.ENOSYS:
         hint = "this kernel has no bpf(2): CONFIG_BPF_SYSCALL is off, or a sandbox hides it"
     elif number == errno.E2BIG and not hint:
-        hint = "this kernel is too old for it; Linux 5.18 or newer is needed"
+        hint = "this kernel is too old for it; Linux 5.19 or newer is needed"
     text = f"cannot {doing}: {os.strerror(number)} ({errno.errorcode.get(number, number)})"
     return BpfError(number, f"{text}; {hint}" if hint else text)
 
