@@ -70,11 +70,11 @@ class Connection:
         two_way: the server's packets pass here, so both directions drive the state.
         packets: a client's, so far.
         deadline: when it ends unless a packet comes.
-        slot: for the timer wheel.
+        slot: for the timer wheel; place: for the datapath, which may keep it elsewhere as well.
     """
 
     __slots__ = (
-        "deadline", "dport", "key", "packets", "protocol", "reply", "server", "slot",
+        "deadline", "dport", "key", "packets", "place", "protocol", "reply", "server", "slot",
         "state", "template", "transmit", "two_way",
     )  # fmt: skip
 
@@ -91,6 +91,7 @@ class Connection:
         self.packets = 0
         self.deadline = 0.0
         self.slot: object = None
+        self.place: int | None = None
 
     @property
     def flow(self) -> Flow:

@@ -31,6 +31,6 @@ def test_both_ways_are_one(scheduler: str, steps: list[Step]) -> None:
             )
         # Every connection that is known has its slot, and no slot is anyone else's.
         there = set(fast.director.table)
-        assert set(fast.bridge._slots[4].numbers) == there
+        assert set(fast.bridge._slots[4].known()) == there
     finally:
         fast.close()

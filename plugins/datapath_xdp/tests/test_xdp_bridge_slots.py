@@ -67,15 +67,15 @@ def test_the_emptier_bucket_is_taken_and_a_full_one_passed_by(table):
 def test_a_slot_given_back_is_free_for_the_next(table):
     slots, map_ = table
     key = slots.key(client(map_), b"\0\1", 1)
-    ended, lasting = object(), object()
+    ended, lasting = SimpleNamespace(place=None), SimpleNamespace(place=None)
     for connection in (ended, lasting):
         slots.own(slots.insert(0, 0, key, 1, 1), connection)
-    freed = slots.numbers[ended]
+    freed = ended.place
     slots.release(ended)
     slots.release(ended)
     assert written(map_, freed)[:3] == (written(map_, freed)[0], b"\0\0", 0)
     assert [each for each in slots.owners if each] == [lasting]
-    assert slots.owners[slots.numbers[lasting]] == lasting
+    assert slots.owners[lasting.place] == lasting
     assert slots.insert(0, 0, key, 1, 1) == freed
 
 

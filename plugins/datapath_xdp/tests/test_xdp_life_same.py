@@ -106,7 +106,7 @@ class Mortal(Fast):
                 assert owner.key[8:10] == port
                 assert self.servers.by_number[server] is owner.server
                 assert slots.state(number) == owner.state
-        assert set(now) == set(slots.numbers) == set(self.director.table)
+        assert set(now) == set(slots.known()) == set(self.director.table)
         for server in servers_of(self.director):
             own = [each for each in self.director.table if each.server is server]
             active = sum(each.active for each in own)

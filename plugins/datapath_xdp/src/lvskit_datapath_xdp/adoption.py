@@ -98,7 +98,7 @@ class Adoption:
         busy = []
         for version, slots in self._slots.items():
             gone, written = self._adopt_slots(restorer, clock, now, version, slots)
-            restored += len(slots.numbers)
+            restored += sum(1 for _ in slots.known())
             ended += gone
             busy += [(slots, number) for number in written]
         self._free(busy)

@@ -259,7 +259,7 @@ class Bridge:
     def _advanced(self, connection: Known, old: str, new: str) -> None:
         """Have the program go on from a state that a packet on the portable way has led to."""
         slots = self._slots[4 if len(connection.key) == 12 else 6]
-        number = slots.numbers.get(connection)
+        number = connection.place
         if number is not None and not self._following:
             slots.set_state(number, connection.state)
 
@@ -268,7 +268,7 @@ class Bridge:
     def kept_until(self, entry: Any, now: float) -> float:
         """Return an entry's deadline by its last packet in the program; 0 where it has no slot."""
         slots = self._slots[4 if len(entry.key) == 12 else 6]
-        number = slots.numbers.get(entry)
+        number = getattr(entry, "place", None)  # templates have none
         if number is None:
             return 0.0
         timeouts = entry.server.rules.machines[entry.protocol].timeouts
@@ -278,7 +278,7 @@ class Bridge:
     def keep(self, now: float) -> None:
         """Move the deadlines of all connections to where the program's packets have moved them."""
         for slots in self._slots.values():
-            for connection in slots.numbers:
+            for connection in slots.known():
                 connection.deadline = max(connection.deadline, self.kept_until(connection, now))
 
     def place_known(self) -> None:
@@ -303,7 +303,7 @@ class Bridge:
             or service is None
             or not entry.carried
             or connection.transmit != entry.way
-            or connection in slots.numbers
+            or connection.place is not None
         ):
             return
         flow = connection.flow
@@ -319,7 +319,7 @@ class Bridge:
         """
         now, services = self._clock(), set()
         for slots in self._slots.values() if servers else ():
-            for connection in list(slots.numbers):
+            for connection in slots.known():
                 server = connection.server
                 if server not in servers:
                     continue

@@ -340,8 +340,7 @@ class XdpDatapath:
 
     def deadline(self, connection: Any) -> float | None:
         """Return when a connection ends; None where the next start finds it in the program."""
-        numbers = self._slots[4 if len(connection.key) == 12 else 6].numbers if self._slots else {}
-        if connection in numbers:
+        if connection.place is not None:
             if self._kept:
                 return None
             if self._engine is not None:

@@ -43,7 +43,7 @@ class Slots:
         seed: as the program has it.
 
     Attributes:
-        owners: connections by the number of their slot, None elsewhere; numbers: the other way.
+        owners: connections by the number of their slot, which is their `place`; None elsewhere.
         unplaced: connections that found no place, since the start.
     """
 
@@ -59,7 +59,6 @@ class Slots:
         # How many slots of each bucket are taken, as far as is known here.
         self._taken = bytearray(map_.spec.max_entries)
         self.owners: list[Known | None] = [None] * (map_.spec.max_entries * _BUCKET)
-        self.numbers: dict[Known, int] = {}
         self.unplaced = 0
 
     def key(self, address: bytes, port: bytes, service: int) -> Any:
@@ -95,7 +94,7 @@ class Slots:
         self, connection: Known, one: int, other: int, key: Any, binding: int, seen: int
     ) -> None:
         """Give a connection a slot, unless it has one; the arguments are those of `insert`."""
-        number = self.numbers.get(connection)
+        number = connection.place
         if number is not None:
             if self.holds(number, key):
                 return
@@ -103,7 +102,11 @@ class Slots:
         number = self.insert(one, other, key, binding, seen)
         if number != NO_PLACE:
             self.owners[number] = connection
-            self.numbers[connection] = number
+            connection.place = number
+
+    def known(self) -> Iterator[Known]:
+        """Yield the connections that have slots."""
+        return (connection for connection in self.owners if connection is not None)
 
     def contents(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
         """Yield slots by number, as `layout.SLOT4` or `layout.SLOT6`; not all that are free."""
@@ -123,7 +126,7 @@ class Slots:
     def own(self, number: int, connection: Known) -> None:
         """Note whose a slot is."""
         self.owners[number] = connection
-        self.numbers[connection] = number
+        connection.place = number
 
     def placed(self, number: int, connection: Known) -> None:
         """Note whose a slot is that the program has written."""
@@ -135,8 +138,7 @@ class Slots:
         taken = self._taken
         for number, connection in owners.items():
             taken[number // _BUCKET] += 1
-            self.owners[number] = connection
-            self.numbers[connection] = number
+            self.own(number, connection)
 
     def busy(self, number: int) -> bool:
         """Whether a slot is being written."""
@@ -147,18 +149,17 @@ class Slots:
         raise NotImplementedError
 
     def forget(self, connection: Known) -> None:
-        """Note that a connection has lost its slot to one that the program has placed."""
-        number = self.numbers.pop(connection)
+        """Note that a connection has no slot any more."""
+        number, connection.place = connection.place, None
         self.owners[number] = None
         self._taken[number // _BUCKET] -= 1
 
     def release(self, connection: Known) -> None:
         """Free the slot of a connection, if it has one."""
-        number = self.numbers.pop(connection, None)
+        number = connection.place
         if number is not None:
-            self.owners[number] = None
+            self.forget(connection)
             self.clear(number)
-            self._taken[number // _BUCKET] -= 1
 
     def clear(self, number: int) -> None:
         """Free a slot in the program's memory."""
