@@ -160,7 +160,7 @@ class Network:
     def _realserver(self, host: Host) -> str:
         return f"LVSKIT_RUNTIME_DIR={self.place / host.name} {_BIN}/lvskit realserver"
 
-    def connect(self, address: str = VIP, timeout: float = 5.0) -> socket.socket:
+    def connect(self, address: str = VIP, timeout: float = 30.0) -> socket.socket:
         """Return a connection of the client's, whose server has not been asked for its name."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with self.client.entered():
