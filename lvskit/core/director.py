@@ -13,7 +13,7 @@ from lvskit.core import states
 from lvskit.core.connection import Connection
 from lvskit.core.packet import parse
 from lvskit.core.related import Related
-from lvskit.core.scheduling import FAULT, MALFORMED, supersedes
+from lvskit.core.scheduling import FAULT, MALFORMED, NO_SERVER, supersedes
 from lvskit.core.service import VirtualService
 from lvskit.core.services import FTP_DATA
 from lvskit.errors import PluginError
@@ -106,14 +106,32 @@ class Director(Related):
                 another port than FTP's for data.
             now: the time.
         """
-        table, rules, key = self.table, service.rules, packet[12:24]
+        made = self.open(service, packet[12:24], now)
+        if made is None:
+            return self._receive_any(packet, now, 0)
+        if isinstance(made, Connection):
+            return self._forward(made, packet)
+        return refuse(packet, Refusal.PORT_UNREACHABLE) if made is NO_SERVER else made
+
+    def open(self, service: VirtualService, key: bytes, now: float) -> Connection | Drop | None:
+        """Open the connection of such a packet, which the datapath forwards and counts itself.
+
+        Args:
+            service: whose packet it is.
+            key: see `Flow.key`.
+            now: the time.
+
+        Returns:
+            The connection, why there is none, or None where only `receive` can tell.
+        """
+        table, rules = self.table, service.rules
         if (
             key in table.tcp
             or service.settings.persistence_s
             or rules.drop_rate
             or table.count >= table.size
         ):
-            return self._receive_any(packet, now, 0)
+            return None
         self.expire(now)  # schedulers see the counts of this moment
         flow = _make(Flow, (TCP, key[:4], key[8] << 8 | key[9], service.address, service.port))
         try:
@@ -122,7 +140,7 @@ class Director(Related):
             self._report(err)
             return FAULT
         if server is None:
-            return refuse(packet, Refusal.PORT_UNREACHABLE)
+            return NO_SERVER
         connection = Connection(TCP, key, server, server.port or service.port)
         connection.state, timeout = rules.begun[connection.two_way]
         connection.deadline = now + timeout
@@ -132,10 +150,9 @@ class Director(Related):
             server.take()
         table.add(connection)
         table.half_open[connection] = None
-        verdict = self._forward(connection, packet)
         self._announce(service, connection)
         self.wheel.schedule(connection)
-        return verdict
+        return connection
 
     def _receive_any(self, packet: bytes, now: float, mark: int) -> Verdict:
         """Do the same for any packet at all."""

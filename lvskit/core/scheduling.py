@@ -23,7 +23,7 @@ from lvskit.types import NOT_OURS, SCTP, TCP, Drop, Flow, Reason, Verdict
 FAULT: Final = Drop(Reason.PLUGIN_FAULT)
 _FULL: Final = Drop(Reason.TABLE_FULL)
 _DEFENCE: Final = Drop(Reason.DEFENCE)
-_NO_SERVER: Final = Drop(Reason.NO_SERVER)
+NO_SERVER: Final = Drop(Reason.NO_SERVER)
 MALFORMED: Final = Drop(Reason.MALFORMED)
 
 
@@ -144,7 +144,7 @@ class Scheduling(Lifecycle):
                 return self._open_bypass(service, parsed, now)
         if service.port == FTP and parsed.dport != FTP:
             return NOT_OURS  # the packet may be for another service of this host
-        return _NO_SERVER if parsed.related else refuse(packet, Refusal.PORT_UNREACHABLE)
+        return NO_SERVER if parsed.related else refuse(packet, Refusal.PORT_UNREACHABLE)
 
     def _open_bypass(self, service: VirtualService, parsed: Parsed, now: float) -> Connection:
         """Return a connection that takes its packets on to where the client sends them."""

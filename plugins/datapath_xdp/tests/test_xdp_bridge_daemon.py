@@ -70,7 +70,7 @@ def test_the_daemon(network, tmp_path, mode):
     total = {name: count["total"] for name, count in datapath["figures"].items()}
     assert total["misses"] >= 7  # and all packets to a server that is not found yet
     assert total["placed"] == 0
-    assert total["states"] >= 7
+    assert total["states"] >= 5  # all but those, of the first connection to each server
     sent = sum(each["counters"]["inpkts"] for each in servers())
     assert total["forwarded"] + total["misses"] == sent
     assert service["inactive"] == 7

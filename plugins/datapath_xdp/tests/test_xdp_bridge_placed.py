@@ -24,10 +24,11 @@ def test_the_packet_that_stands_for_the_first_one(protocol, vip, family):
     address = socket.inet_pton(family, vip)
     client = socket.inet_pton(family, {VIP: "10.9.8.7", VIP6: "fd09::7"}[vip])
     key = ServiceKey.of(protocol, address, PORT)
-    packet = opening(key, client.ljust(16, b"\0"), (1234).to_bytes(2, "big"), 0x02)
+    flow = Flow(protocol, client, 1234, address, PORT)
+    packet = opening(key, flow.key, 0x02)
     parsed = parse(packet)
     assert parsed is not None
-    assert parsed.flow == Flow(protocol, client, 1234, address, PORT)
+    assert parsed.flow == flow
     assert parsed.flags == (2 if protocol == TCP else 0)
     assert parsed.length == len(packet)
 

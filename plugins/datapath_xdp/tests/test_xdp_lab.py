@@ -60,11 +60,11 @@ def test_both_ends(lab: Lab) -> None:
 def test_hosts_share_a_file_system_of_the_labs_own(lab: Lab) -> None:
     here, mounts = os.stat("/sys/fs/bpf"), Path("/proc/self/mounts").read_text()
     pins = say(lab, "client", "find", "/sys/fs/bpf", "-name", "link").splitlines()
-    assert len(pins) == 4  # three real servers, and the director's cable
+    assert len(pins) == 5  # three real servers, the director's cable, and the daemon's own
     assert say(lab, "client", "pwd").strip() == os.getcwd()
     say(lab, "rs1", "lvskit", "realserver", "down")
     pins = say(lab, "client", "find", "/sys/fs/bpf", "-name", "link").splitlines()
-    assert len(pins) == 3
+    assert len(pins) == 4
     lab.down()
     assert os.stat("/sys/fs/bpf") == here
     assert Path("/proc/self/mounts").read_text() == mounts

@@ -11,38 +11,36 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
-from lvskit import TCP, Director, Flow, SchedulerBase, ServiceKey
+from lvskit import TCP, Director, Drop, Flow, SchedulerBase, ServiceKey
 from lvskit_datapath_xdp.layout import CLIENT_BEGINS
 from lvskit_datapath_xdp.rings import Rings
 from lvskit_datapath_xdp.servers import Servers
 from lvskit_datapath_xdp.services import Services
 from lvskit_datapath_xdp.slots import Known, Slots
 
-_IPV4: Final = struct.Struct("!BBHHHBBH4s4s")
-_IPV6: Final = struct.Struct("!IHBB16s16s")
+_IPV4: Final = struct.Struct("!BBHHHBBH")
+_IPV6: Final = struct.Struct("!IHBB")
 _TTL: Final = 64
+_SYN: Final = 0x02
 
 
-def opening(key: ServiceKey, address: bytes, port: bytes, flags: int) -> bytes:
+def opening(service: ServiceKey, key: bytes, flags: int) -> bytes:
     """Return a packet without content from a client to a service.
 
     Args:
-        key: the service.
-        address: the client's.
-        port: the client's, as packets have it.
+        service: the service.
+        key: the flow; see `Flow.key`.
         flags: of TCP.
     """
-    ports = port + key.port.to_bytes(2, "big")
-    if key.protocol == TCP:
+    addresses, ports = key[:-4], key[-4:]
+    if service.protocol == TCP:
         transport = ports + struct.pack("!IIBBHHH", 0, 0, 0x50, flags, 0, 0, 0)
     else:
         transport = ports + struct.pack("!HH", 8, 0)
-    if key.version == 4:
-        length = 20 + len(transport)
-        head = (0x45, 0, length, 0, 0, _TTL, key.protocol, 0, address[:4], key.address)
-        return _IPV4.pack(*head) + transport
-    fields = (6 << 28, len(transport), key.protocol, _TTL, address, key.address)
-    return _IPV6.pack(*fields) + transport
+    if service.version == 4:
+        head = (0x45, 0, 20 + len(transport), 0, 0, _TTL, service.protocol, 0)
+        return _IPV4.pack(*head) + addresses + transport
+    return _IPV6.pack(6 << 28, len(transport), service.protocol, _TTL) + addresses + transport
 
 
 class Recorded(SchedulerBase):
@@ -52,29 +50,30 @@ class Recorded(SchedulerBase):
 
     Args:
         service: the service.
-        server: the one that the program has chosen.
-        by_turn: the service's own is asked too, so that it knows whose turn is next.
 
     Attributes:
+        server: the one that the program has chosen.
+        by_turn: the service's own is asked too, so that it knows whose turn is next.
         asked: whether it was asked for a server.
     """
 
-    def __init__(self, service: Any, server: Any, *, by_turn: bool) -> None:
+    def __init__(self, service: Any) -> None:
         super().__init__(service.servers)
-        self._service, self._server = service, server
+        self._service = service
         self._own = service.scheduler
-        self._by_turn = by_turn
-        self.asked = False
+        self.server: Any = None
+        self.by_turn = self.asked = False
 
     def schedule(self, flow: Flow) -> Any:
         """Return the server."""
         self.asked = True
-        if self._by_turn:
+        if self.by_turn:
             self._own.schedule(flow)
-        return self._server
+        return self.server
 
     def __enter__(self) -> None:
-        self._service.scheduler = self
+        self.asked = False
+        self._own, self._service.scheduler = self._service.scheduler, self
 
     def __exit__(
         self,
@@ -111,6 +110,7 @@ class Placed:
         self._services, self._servers, self._rings = services, servers, rings
         self._give_slot = give_slot
         self._heard: set[Any] = set()
+        self._recorded: dict[Any, Recorded] = {}
         self._placing = False
 
     def take(self, record: tuple[Any, ...], now: float) -> None:
@@ -129,24 +129,23 @@ class Placed:
             if ring is not None:
                 ring.placed(asked=False)
             return
-        packet = opening(service.key, address[CLIENT_BEGINS[version] :], port, flags)
+        recorded = self._recorded.get(service)
+        if recorded is None:
+            recorded = self._recorded[service] = Recorded(service)
+        recorded.server, recorded.by_turn = server, ring is not None and ring.by_turn
         table = self._director.table
-        known = table.tcp if service.key.protocol == TCP else table.udp
-        key = packet[12:24] if version == 4 else packet[8:44]  # Flow.key
+        known = table.tcp if service.protocol == TCP else table.udp
+        client, vip, vport = address[CLIENT_BEGINS[version] :], service.address, service.key.port
+        key = client + vip + port + vport.to_bytes(2, "big")  # Flow.key
         before = known.get(key)
-        recorded = Recorded(service, server, by_turn=ring is not None and ring.by_turn)
         self._placing = True
         try:
             with recorded:
-                self._director.receive(packet, now)
+                connection = self._open(service, known, key, flags, now)
         finally:
             self._placing = False
         if ring is not None:
             ring.placed(asked=recorded.asked)
-        connection = known.get(key)
-        if connection is not None:  # the program counts the packet itself
-            connection.server.counters.inpkts -= 1
-            connection.server.counters.inbytes -= len(packet)
         other = slots.owners[slot]
         if other is not None:
             # Both took it at the same time. Nobody writes it any more, so what is in it goes.
@@ -162,6 +161,22 @@ class Placed:
             if connection is not None:
                 self._give_slot(connection, now)
 
+    def _open(
+        self, service: Any, known: dict[bytes, Known], key: bytes, flags: int, now: float
+    ) -> Known | None:
+        """Have the director open a connection; return the one that has its key then, if any."""
+        if service.protocol == TCP and service.key.version == 4 and flags & _SYN:
+            made = self._director.open(service, key, now)
+            if made is not None:
+                return None if isinstance(made, Drop) else made
+        packet = opening(service.key, key, flags)
+        self._director.receive(packet, now)
+        connection = known.get(key)
+        if connection is not None:  # the program counts the packet itself
+            connection.server.counters.inpkts -= 1
+            connection.server.counters.inbytes -= len(packet)
+        return connection
+
     def watch(self) -> None:
         """Hear of the connections of every service with a ring."""
         served = set(self._services.by_id.values())
@@ -170,6 +185,7 @@ class Placed:
                 self._heard.add(service)
                 service.opened += (self._opened,)
         self._heard &= served
+        self._recorded = {s: each for s, each in self._recorded.items() if s in served}
 
     def _opened(self, connection: Known) -> None:
         """Take note of a connection of a service with a ring: the program must know it.
