@@ -7,11 +7,11 @@ goes on.
 
 from __future__ import annotations
 
-from lvskit_datapath_xdp.datapath import Brain, XdpDatapath
+from lvskit_datapath_xdp.brain import Brain
+from lvskit_datapath_xdp.clock import Clock
+from lvskit_datapath_xdp.datapath import XdpDatapath
 from lvskit_datapath_xdp.engine import Engine
-from lvskit_datapath_xdp.layout import COUNTERS
 from lvskit_datapath_xdp.options import XdpOptions
-from lvskit_datapath_xdp.timing import Clock
 
 
 class Dates(Clock):
@@ -48,7 +48,7 @@ class Rehearsed(XdpDatapath):
     """
 
     def __init__(self, brain: Brain, interface: str) -> None:
-        super().__init__(brain, XdpOptions(interface=interface, mode="generic"))
+        super().__init__(brain, XdpOptions(interface=interface, mode="generic", pins=""))
         self._dates = Dates()
 
     def _ticks(self, engine: Engine) -> Clock:
@@ -58,20 +58,15 @@ class Rehearsed(XdpDatapath):
         """Date what the program has dated since the last time, and count what it has counted."""
         self.refresh(deadlines=False)
         for slots in self._slots.values():
-            for number in slots.owners:
-                if not self._dates.knows(slots.seen(number)):
-                    slots.date(number, self._dates.units(self._clock()))
+            for connection in slots.known():
+                if not self._dates.knows(slots.seen(connection.place)):
+                    slots.date(connection.place, self._dates.units(self._clock()))
 
     def carried(self) -> dict[str, int]:
         """Return how many packets were carried in which way so far."""
-        forwarded = 0
-        if self._engine is not None:
-            counters = self._engine.maps["service_counters"]
-            for number in range(1, self._services.count + 1):
-                values = counters.lookup(number) or b""
-                forwarded += sum(packets for packets, _ in COUNTERS.iter_unpack(values))
-        return {
-            "by the program": forwarded,
-            "from its records": self._bridge.received,
-            "the portable way": self._live.received,
-        }
+        figures = self.figures()
+        ways = {
+            "forwarded": "by the program", "misses": "from its records",
+            "portable": "the portable way",
+        }  # fmt: skip
+        return {way: figures.get(name, 0) for name, way in ways.items()}
