@@ -40,7 +40,7 @@ from lvskit.datapath.memory import stack
 VIP, HERE = bytes([192, 168, 1, 176]), bytes([192, 168, 1, 175])
 SERVERS = 16
 _NEWNET = 0x40000000
-_ETHERNET = bytes(12) + b"\x08\x00"
+_ETHERNET = bytes.fromhex("0200000000fe") + bytes(6) + b"\x08\x00"
 _AT_ONCE = 20_000  # records in the ring
 _HOP = bytes.fromhex("020000000001020000000002")
 
@@ -60,7 +60,11 @@ def interface() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_NEWNET):
         raise SystemExit("needs root: no network namespace can be made")
-    for command in ("link add sink type veth peer name end", "link set sink up", "link set end up"):
+    for command in (
+        "link add sink address 02:00:00:00:00:fe type veth peer name end",
+        "link set sink up",
+        "link set end up",
+    ):
         subprocess.run(["ip", *command.split()], check=True)
 
 
@@ -76,7 +80,7 @@ def world(scheduler: str, size: int) -> World:
     engine = Engine(XdpOptions(interface="sink", slots6=8, pins=""), size)
     maps = engine.maps
     slots = {4: Slots4(maps["connections4"], engine), 6: Slots6(maps["connections6"], engine)}
-    services = Services(maps["services"])
+    services = Services(maps["services"], lambda address: True)
     hop = Hop(engine.ifindex, _HOP)
     servers = Servers(
         maps["servers"], maps["server_counters"], lambda address: hop, lambda ifindex: True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version as _version
 
 from lvskit.checksums import checksum
+from lvskit.core.defence import Defence
 from lvskit.core.director import Director
 from lvskit.core.timers import Wheel
 from lvskit.errors import ConfigError, DatapathError, LvskitError, PluginError, UnknownPlugin
@@ -63,6 +64,7 @@ __all__ = [
     "DatapathSpec",
     "Decapsulator",
     "DecapsulatorSpec",
+    "Defence",
     "Deliver",
     "Director",
     "Drop",

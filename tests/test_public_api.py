@@ -21,6 +21,7 @@ PUBLIC = [
     "DatapathSpec",
     "Decapsulator",
     "DecapsulatorSpec",
+    "Defence",
     "Deliver",
     "Director",
     "Drop",

@@ -17,21 +17,36 @@ INLINE u32 any_flow(void)
 	return (hash_state >> 32) * flows >> 32;
 }
 
+/* Write time to live and source, and a checksum that is right (RFC 1071): by whole words, as they
+ * are read, for a processor that gathers a word from several stores waits for them. */
+INLINE void seal(struct ipv4 *ip, u32 source)
+{
+	u32 *words = (u32 *)ip, life = 64 | TCP << 8;
+	u64 sum = (u64)words[0] + words[1] + life + source + words[4];
+
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	words[2] = life | (u32)(u16)~sum << 16;
+	words[3] = source;
+}
+
 /* Write what differs between flows, or was changed; the rest of the packet is user space's. */
 INLINE int rewrite(struct xdp_md *ctx, u32 flow, int version)
 {
 	struct ethernet *ethernet = (void *)(long)ctx->data;
 	void *end = (void *)(long)ctx->data_end;
 
+	if ((void *)(ethernet + 1) > end)
+		return -1;
+	__builtin_memset(ethernet->target, 0, sizeof(ethernet->target));
 	if (version == 4) {
 		struct ipv4 *ip = (void *)(ethernet + 1);
 
 		if ((void *)(ip + 1) > end)
 			return -1;
 		ethernet->type_be = be16(ETHERTYPE_IPV4);
-		ip->ttl = 64;
-		ip->checksum = 0;
-		ip->source = be32(first_client + flow);
+		seal(ip, be32(first_client + flow));
 	} else {
 		struct ipv6 *ip = (void *)(ethernet + 1);
 

@@ -127,7 +127,7 @@ class Control:
             "clear": (Nothing, self._clear, True),
             "zero": (MaybeNamed, self._zero, False),
             "set_settings": (Tune, self._set_settings, True),
-            "set_timeouts": (Set, self._set_timeouts, False),
+            "set_timeouts": (Set, self._set_timeouts, True),
             "apply": (Apply, self._apply, True),
         }
 

@@ -46,11 +46,12 @@ class Defence:
         stop = self._next = start - (-len(table) // _ROUND)
         for entry in islice(table, start, stop):
             there = entry.slot is not None and entry.server.service.rules.drop_entry
-            if there and self._condemns(entry, now):
+            if there and self.condemns(entry, now):
                 self._next -= 1
                 yield entry
 
-    def _condemns(self, entry: Connection | Template, now: float) -> bool:
+    def condemns(self, entry: Connection | Template, now: float) -> bool:
+        """Whether an entry, in its turn, is to be dropped."""
         if isinstance(entry, Template):
             if entry.children:
                 return False

@@ -27,6 +27,7 @@ _GATEWAYS: Final = ("192.168.1.1", "2001:db8::1")
 _OWN_MAC: Final = "02:00:00:00:00:fe"
 _GATEWAY_MAC: Final = "02:00:00:00:00:01"
 _SERVERS: Final = range(11, 31)
+INTERFACE: Final = "eth0"
 _OWN_NAMESPACE: Final = "/proc/thread-self/ns/net"
 
 _IPV4: Final = 0x0800
@@ -102,7 +103,10 @@ class LiveHost:
             for scope in ("all", "default"):
                 _write_all(scope)
             peer = f"peer name wire netns /proc/self/fd/{beyond}"
-            _ip(f"link add eth0 address {_OWN_MAC} mtu {self._mtu} type veth {peer}", keep=beyond)
+            _ip(
+                f"link add {INTERFACE} address {_OWN_MAC} mtu {self._mtu} type veth {peer}",
+                keep=beyond,
+            )
             with _entered(beyond):
                 write_setting("net/ipv6/conf/wire/disable_ipv6", 1)
                 _ip("link set wire up mtu 65535")
@@ -110,12 +114,12 @@ class LiveHost:
             _ip(*_commands(), *(line for line in extra if not line.startswith("-6 ")))
             extra = [line[3:] for line in extra if line.startswith("-6 ")]
             _ip(f"route add default via {_GATEWAYS[1]}", *extra, options=("-6",))
-            self._near = self._packet_socket("eth0", _MARKER)
+            self._near = self._packet_socket(INTERFACE, _MARKER)
             with _entered(beyond):
                 self._far = self._packet_socket("wire", _EVERYTHING)
         finally:
             os.close(beyond)
-        _switch_checksum_offload_off(self._near, "eth0")
+        _switch_checksum_offload_off(self._near, INTERFACE)
         for rule in setting.get("marks", []):
             _mark(rule)
 

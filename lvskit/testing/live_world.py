@@ -1,8 +1,11 @@
-"""The setting of the recordings on the live datapath: real packets, in simulated time.
+"""The setting of the recordings on a datapath with real packets, in simulated time.
 
 The director and its datapath are the real ones, in a network namespace of this thread. Only their
 clock is ours: it stands still while packets move, so that no step depends on the machine's speed,
 and a scenario of twenty minutes takes as long as its packets do.
+
+The datapath is the live one, or that of a plugin which has an entry point in the group
+`lvskit.testing`, of its datapath's name: a `Rehearsal`.
 """
 
 from __future__ import annotations
@@ -12,22 +15,55 @@ import os
 import selectors
 import socket
 from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, Protocol
 
+from lvskit.control.datapaths import Body, Brain
 from lvskit.core.director import Director
-from lvskit.datapath.live import LiveDatapath
+from lvskit.interfaces import Datapath
 from lvskit.plugins import Plugins
 from lvskit.testing.kernel_timers import KernelClock
-from lvskit.testing.live_host import LiveHost, write_setting
+from lvskit.testing.live_host import INTERFACE, LiveHost, write_setting
 from lvskit.testing.wire import Tree, emitted
 from lvskit.testing.world import TABLE_SIZE, DirectorWorld, Unsupported
 
 _OWN_SETTINGS = "net.ipv4.vs."
 _PATIENCE_S = 3.0
 _LARGEST = 65535
+_GROUP = "lvskit.testing"
+
+
+class Rehearsal(Protocol):
+    """Returns a datapath that carries packets in simulated time.
+
+    Besides what a datapath of the daemon may have, it may have these methods: `settled()`, called
+    whenever all packets have arrived and before the time goes on; and `carried()`, which returns
+    how many packets were carried in which way so far, by the way's name.
+    """
+
+    def __call__(self, brain: Brain, interface: str) -> Datapath:
+        """Return it, for one host with one interface.
+
+        Args:
+            brain: its clock is the simulated one.
+            interface: where all packets come in and leave.
+        """
+
+
+def _live(brain: Brain, interface: str) -> Datapath:
+    return brain.live({})
+
+
+def rehearsals() -> dict[str, Callable[[], Rehearsal]]:
+    """Return what loads the `Rehearsal` of each datapath that there is."""
+    found: dict[str, Callable[[], Rehearsal]] = {"live": lambda: _live}
+    for entry in entry_points(group=_GROUP):
+        found.setdefault(entry.name, entry.load)
+    return found
 
 
 class LiveWorld(DirectorWorld):
-    """A director on the live datapath, set up as a scenario's `director` says.
+    """A director on a datapath with real packets, set up as a scenario's `director` says.
 
     The thread that makes it is in the director's network namespace until `close`.
 
@@ -35,12 +71,19 @@ class LiveWorld(DirectorWorld):
         scenario: whose setting it is.
         plugins: what is installed.
         clock: let timers run as late as the kernel's; None = exactly on time.
+        make: makes the datapath.
 
     Raises:
         DatapathError: this host lacks what it takes.
     """
 
-    def __init__(self, scenario: Tree, plugins: Plugins, clock: KernelClock | None = None) -> None:
+    def __init__(
+        self,
+        scenario: Tree,
+        plugins: Plugins,
+        clock: KernelClock | None = None,
+        make: Rehearsal = _live,
+    ) -> None:
         _refuse(scenario)
         self._undo: list[Callable[[], object]] = []
         try:
@@ -48,15 +91,20 @@ class LiveWorld(DirectorWorld):
             self._undo.append(self._host.close)
             self._loop = _Loop()
             self._undo.append(self._loop.close)
-            datapath = self._datapath = LiveDatapath(clock=self._loop.time)
-            self._undo.append(datapath.close)
-            director = Director(plugins, datapath.routes, size=TABLE_SIZE)
-            datapath.attach(director)
-            datapath.open()
+            brain = Brain(self._loop.time)
+            datapath: Any = make(brain, INTERFACE)
+            body = self._body = Body(datapath)
+            self._undo.append(body.close)
+            self._settled = getattr(datapath, "settled", lambda: None)
+            self._carried: Callable[[], dict[str, int]] = getattr(datapath, "carried", dict)
+            director = brain.director = Director(plugins, body.routes, size=TABLE_SIZE)
+            body.attach(director)
+            body.open()
             super().__init__(
-                director, scenario, plugins, self._loop.time, changed=self._changed, clock=clock
-            )
-            self._task = self._loop.create_task(datapath.run())
+                director, scenario, plugins, self._loop.time,
+                changed=self._changed, refresh=body.refresh, clock=clock,
+            )  # fmt: skip
+            self._task = self._loop.create_task(body.run())
             self._undo.append(self._stop)
             self._settle()
         except BaseException:
@@ -64,7 +112,7 @@ class LiveWorld(DirectorWorld):
             raise
 
     def _changed(self) -> None:
-        self._datapath.services_changed(service.key for service in self.director.services)
+        self._body.services_changed([service.key for service in self.director.services])
 
     def set_time(self, now: float) -> None:
         """Let time pass until `now`, seconds since the start."""
@@ -112,7 +160,12 @@ class LiveWorld(DirectorWorld):
             new = self._host.emitted()
             found += new
             if not worked and not new:
+                self._settled()
                 return found
+
+    def carried(self) -> dict[str, int]:
+        """Return packets by the way in which they were carried, where there are several."""
+        return self._carried()
 
     def _stop(self) -> None:
         self._task.cancel()

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -26,7 +27,7 @@ from lvskit.testing.comparison import (
 )
 from lvskit.testing.kernel_timers import KernelClock, fitted, retimed
 from lvskit.testing.lacking import without
-from lvskit.testing.live_world import LiveWorld
+from lvskit.testing.live_world import LiveWorld, rehearsals
 from lvskit.testing.wire import Tree
 from lvskit.testing.world import MemoryWorld, Unsupported, World
 
@@ -38,7 +39,9 @@ class MakesWorlds(Protocol):
         """Return the world before the first step."""
 
 
-DATAPATHS: dict[str, MakesWorlds] = {"memory": MemoryWorld, "live": LiveWorld}
+def datapaths() -> list[str]:
+    """Return the names of the datapaths that scenarios can be replayed on."""
+    return sorted(["memory", *rehearsals()])
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Outcome:
         step: the first that differed.
         timing: that may be a matter of when the kernel's timers ran.
         left_out: what of it was not asked for, and why (`lacking`).
+        carried: packets by the way in which the datapath carried them, where it has several.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Outcome:
     step: int = 0
     timing: bool = False
     left_out: tuple[str, ...] = ()
+    carried: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def progress(self) -> float:
@@ -86,7 +91,9 @@ def run_scenario(
 
 
 def _run(scenario: Tree, plugins: Plugins, datapath: str, memory: type[MemoryWorld]) -> Outcome:
-    make: MakesWorlds = memory if datapath == "memory" else DATAPATHS[datapath]
+    make: MakesWorlds = memory
+    if datapath != "memory":
+        make = partial(LiveWorld, make=rehearsals()[datapath]())
 
     def timed(clock: KernelClock, make: MakesWorlds) -> Outcome:
         steps = retimed(scenario, clock.phase_s)
@@ -133,12 +140,12 @@ def _replay(scenario: Tree, make: Callable[[], World]) -> Outcome:
                 what = f"step {step['n']} ({_title(step['do'])}): {difference}"
                 timing = world.timers_fired() or "expires of" in difference
                 timing |= bool({"--stats", "--rate"} & set(step["do"].get("argv", ())))
-                return Outcome(name, "failed", what, step["n"], timing)
+                return Outcome(name, "failed", what, step["n"], timing, carried=world.carried())
+        return Outcome(name, "passed", carried=world.carried())
     except Unsupported as missing:
         return Outcome(name, "skipped", f"step {step['n']}: {missing}")
     finally:
         world.close()
-    return Outcome(name, "passed")
 
 
 def _run_step(world: World, scenario: Tree, step: Tree) -> str:
@@ -208,10 +215,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="Prints a line per scenario that fails or is skipped, then the totals.",
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="recordings, or folders of them")
-    parser.add_argument("--datapath", default="memory", choices=sorted(DATAPATHS))
+    parser.add_argument("--datapath", default="memory", choices=datapaths())
     arguments = parser.parse_args(argv)
     plugins = load_plugins(strict=True)
     totals = {"passed": 0, "failed": 0, "skipped": 0}
+    carried: Counter[str] = Counter()
     for path in find(arguments.paths):
         try:
             outcome = run_scenario(load(path), plugins, arguments.datapath)
@@ -219,10 +227,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{parser.prog}: {err}", file=sys.stderr)
             return 2
         totals[outcome.kind] += 1
+        carried.update(outcome.carried)
         if outcome.kind != "passed":
             print(f"{outcome.kind}: {outcome.name}: {outcome.detail}", flush=True)
         for line in outcome.left_out:
             print(f"left out: {outcome.name}: {line}", flush=True)
+    if carried:
+        print("packets:", ", ".join(f"{count} {way}" for way, count in carried.items()))
     print(", ".join(f"{count} {kind}" for kind, count in totals.items()))
     return 1 if totals["failed"] else 0
 

@@ -89,6 +89,9 @@ class World(Protocol):
     def timers_fired(self) -> bool:
         """Whether any entry's time has come so far."""
 
+    def carried(self) -> dict[str, int]:
+        """Return packets by the way in which they were carried, where there are several."""
+
     def close(self) -> None:
         """Take it all down."""
 
@@ -101,7 +104,8 @@ class DirectorWorld:
         scenario: whose settings it gets.
         plugins: what is installed.
         now: the time on that datapath.
-        changed: called after commands that changed services or servers.
+        changed: called after commands that changed services or servers; refresh: before each; see
+            `Control`.
         clock: let timers run as late as the kernel's; None = exactly on time.
     """
 
@@ -113,6 +117,7 @@ class DirectorWorld:
         now: Callable[[], float],
         *,
         changed: Callable[[], None] = lambda: None,
+        refresh: Callable[..., None] = lambda *, deadlines: None,
         clock: KernelClock | None = None,
     ) -> None:
         self.director = director
@@ -120,7 +125,7 @@ class DirectorWorld:
             clock.rule(director)
         self.missing = ""
         self._now = now
-        self.control = Control(director, plugins, now, changed)
+        self.control = Control(director, plugins, now, changed, refresh=refresh)
         for name, value in scenario.get("sysctls", {}).items():
             self.setting(name, value)
 
@@ -214,6 +219,10 @@ class DirectorWorld:
     def timers_fired(self) -> bool:
         """Whether any connection has ended or any template been re-armed so far."""
         return self.director.wheel.fired > 0
+
+    def carried(self) -> dict[str, int]:
+        """Return nothing: packets go one way."""
+        return {}
 
 
 class MemoryWorld(DirectorWorld):

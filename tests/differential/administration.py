@@ -102,6 +102,8 @@ class Administration:
     def _new_service(self) -> Service:
         dice, profile = self._dice, self._profile
         version = 6 if profile.ipv6 and dice.chance(0.35) else 4
+        if profile.steady:
+            return Service(version, dice.pick(("tcp", "tcp", "udp")), VIRTUALS[version][0], 80)
         if dice.chance(0.3 if self.marks else 0.05):
             # Two services of one mark have one name in recordings; IPv6 packets have no marks.
             return Service(version, "", "", 0, dice.pick((5, 7)) if version == 4 else 6)
@@ -175,7 +177,7 @@ class Administration:
         dice, profile = self._dice, self._profile
         mixed = profile.ipv6 and dice.chance(0.1)
         version = 10 - service.version if mixed else service.version
-        kind = dice.weighted({"near": 40, "local": 4, "far": 2})
+        kind = dice.weighted({"near": 40, "local": 0.4 if profile.steady else 4, "far": 2})
         address = {
             "near": dice.pick(SERVERS[version]),
             "local": dice.pick(LOCAL[version]),

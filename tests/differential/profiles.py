@@ -23,6 +23,7 @@ class Profile:
         icmp: errors about connections and about the director's tunnels, and echoes.
         fragments: datagrams that arrive in pieces.
         listings: statistics and connections in ipvsadm's own words.
+        steady: few features of services, and long conversations with those that there are.
     """
 
     schedulers: tuple[str, ...] = LEAST_LOADED
@@ -35,6 +36,7 @@ class Profile:
     icmp: bool = False
     fragments: bool = False
     listings: bool = False
+    steady: bool = False
 
 
 BASIC = Profile()
@@ -49,6 +51,9 @@ PROFILES = {
     "settings": replace(BASIC, settings=True),
     "methods": replace(BASIC, methods=True),
     "fragments": replace(BASIC, fragments=True),
+    "steady": replace(
+        BASIC, ipv6=True, odd_packets=True, icmp=True, fragments=True, settings=True, steady=True
+    ),
     "packets": replace(BASIC, ipv6=True, odd_packets=True, icmp=True, fragments=True),
     "everything": Profile(
         schedulers=SCHEDULERS,

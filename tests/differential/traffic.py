@@ -80,8 +80,8 @@ class Traffic:
     def _talk_for(self) -> Talk:
         """Return a conversation that goes on, or a new one."""
         dice = self._dice
-        if self._talks and dice.chance(0.65):
-            return dice.pick(self._talks[-12:])
+        if self._talks and dice.chance(0.9 if self._profile.steady else 0.65):
+            return dice.pick(self._talks[-4 if self._profile.steady else -12 :])
         service = dice.pick(self._admin.services)
         if service.version == 6:
             client = f"2001:db8:{dice.between(1, 2)}::{dice.between(1, 4)}"

@@ -66,6 +66,9 @@ class LiveDatapath:
         options: the operator's choices.
         clock: monotonic seconds, as the director's `now`; those of the event loop's timers too.
 
+    Attributes:
+        moved: called when the routes have changed, and the director knows.
+
     Raises:
         DatapathError: netlink is missing here.
     """
@@ -81,6 +84,7 @@ class LiveDatapath:
         self._carrier: Carrier | None = None
         self._rules: Rules | None = None
         self._path_errors: PathErrors | None = None
+        self.moved: Callable[[], None] = lambda: None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._asked = -_SETTLE_S
         self._failure: asyncio.Future[None] | None = None
@@ -274,6 +278,7 @@ class LiveDatapath:
                 self._director.routes_changed()
                 if self._rules is not None:  # a server may be this host itself now
                     self._rules.watch(self._wants.watch())
+                self.moved()
         except DatapathError as err:
             self._fail(err)
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lvskit_datapath_xdp import layout
+from lvskit_datapath_xdp.clock import Clock
 from lvskit_datapath_xdp.loader import Map, MapFlags, MapSpec, MapType
 from lvskit_datapath_xdp.slots import NO_PLACE, Slots, Slots4, Slots6
-from lvskit_datapath_xdp.timing import Clock, SeenWheel
+from lvskit_datapath_xdp.timing import SeenWheel
 
 SEED = SimpleNamespace(seed=0x0123_4567_89AB_CDEF, multiplier=0xD6E8_FEB8_6659_FD93)
 BUCKETS = 4

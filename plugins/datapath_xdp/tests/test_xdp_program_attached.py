@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from lvskit_datapath_xdp.engine import Engine
 from lvskit_datapath_xdp.loader import Mode
+from lvskit_datapath_xdp.options import XdpOptions
 from scapy.layers import inet
 from scapy.layers.l2 import Ether
 from xdp_kernel import Kernel
@@ -70,3 +73,26 @@ def test_what_is_passed_reaches_the_stack(kernel: Kernel, veth: Veth) -> None:
             assert frame != opening
         (record,) = kernel.records()
         assert record.packet == opening[14:]
+
+
+@pytest.mark.integration
+def test_a_new_hardware_address_is_followed(veth: Veth) -> None:
+    def change(command: str) -> None:
+        subprocess.run(["ip", "link", *command.split()], check=True)
+
+    def address() -> str:
+        parts = [bytes(engine._loaded.variable(name)) for name in ("here", "here_end")]
+        return b"".join(parts).hex(":")
+
+    change("set near address 02:00:00:00:00:76")
+    engine = Engine(XdpOptions(interface=veth.near_name), 64)
+    try:
+        assert address() == "02:00:00:00:00:76"
+        change("set near address 02:00:00:00:00:77")
+        engine.follow_address()
+        assert address() == "02:00:00:00:00:77"
+        change("delete near")
+        engine.follow_address()
+        assert address() == "02:00:00:00:00:77"
+    finally:
+        engine.close()

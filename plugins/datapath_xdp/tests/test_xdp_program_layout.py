@@ -11,6 +11,7 @@ from struct import Struct, calcsize
 
 import pytest
 from lvskit_datapath_xdp import layout
+from lvskit_datapath_xdp.clock import clock_shift, seen_origin, ticks_per_second
 from lvskit_datapath_xdp.loader import BpfObject, MapFlags
 from lvskit_datapath_xdp.loader.btf import Kind
 from xdp_kernel import OBJECT, Kernel
@@ -155,8 +156,8 @@ def test_a_key_that_is_being_written_is_nobodys() -> None:
 
 
 def test_the_clock_is_the_kernels(kernel: Kernel) -> None:
-    ticks = layout.ticks_per_second()
-    assert 0.17 < (1 << layout.clock_shift()) / ticks < 0.36
+    ticks = ticks_per_second()
+    assert 0.17 < (1 << clock_shift()) / ticks < 0.36
     clock = kernel.loaded.programs["lvskit_clock"]
     started, first = time.monotonic(), clock.test_run(bytes(14)).verdict
     time.sleep(0.2)
@@ -167,9 +168,9 @@ def test_the_clock_is_the_kernels(kernel: Kernel) -> None:
 
 @pytest.mark.parametrize("uptime", [0.0, 200.0, 299.9, 300.1, 1e6, 1e8])
 def test_the_lower_half_of_the_clock_is_enough(uptime: float) -> None:
-    rate = layout.ticks_per_second()
+    rate = ticks_per_second()
     full = (1 << 32) - 300 * rate + round(uptime * rate)
-    origin = layout.seen_origin(full & 0xFFFFFFFF, uptime + 0.3)  # the two clocks differ a little
+    origin = seen_origin(full & 0xFFFFFFFF, uptime + 0.3)  # the two clocks differ a little
     assert origin + full / rate == pytest.approx(uptime + 0.3, abs=1e-6)
 
 
@@ -181,6 +182,6 @@ def test_a_packet_dates_its_connection(kernel: Kernel) -> None:
         time.monotonic(),
     )
     kernel.send(raw(ip4() / tcp("A")))
-    unit = (1 << layout.clock_shift()) / layout.ticks_per_second()
-    seen = layout.seen_origin(ticks, now) + kernel.slot(4, slot)[-1] * unit
+    unit = (1 << clock_shift()) / ticks_per_second()
+    seen = seen_origin(ticks, now) + kernel.slot(4, slot)[-1] * unit
     assert now - unit - 0.05 < seen < time.monotonic() + 0.05

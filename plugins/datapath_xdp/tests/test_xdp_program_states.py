@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from lvskit_datapath_xdp.layout import NO_SLOT, Reason, RecordKind
+from lvskit_datapath_xdp.layout import (
+    NO_SLOT,
+    Reason,
+    RecordKind,
+    ServiceFlag,
+    SlotFlag,
+)
 from xdp_kernel import VERDICTS, Kernel
-from xdp_world import CLIENT4, CLIENT6, IN4, NONE, TCP4, TCP6, ip4, ip6, populate, raw, tcp
+from xdp_world import CLIENT4, CLIENT6, IN4, NONE, TCP4, TCP6, VIP4, ip4, ip6, populate, raw, tcp
 
 from lvskit.core import states
 
@@ -78,6 +84,54 @@ def test_a_miss_without_room_is_dropped_and_counted(kernel: Kernel) -> None:
     kernel.records()
     (record,) = kernel.send(raw(ip4() / tcp("S"))).records
     assert (record.kind, record.slot) == (RecordKind.SYN, NO_SLOT)
+
+
+def test_the_next_packet_is_told_where_python_wants_it(kernel: Kernel) -> None:
+    populate(kernel)
+    flags = SlotFlag.TELL | SlotFlag.ONE
+    slot = kernel.connect(CLIENT4, 1024, TCP4, IN4, states.ESTABLISHED, flags=flags)
+    came = kernel.send(raw(ip4() / tcp("A")))
+    (record,) = came.records
+    assert (came.verdict, record.kind, record.slot) == ("TX", RecordKind.STATE, slot)
+    assert record.state == record.old_state == states.ESTABLISHED
+    assert kernel.slot(4, slot)[5] == 2 * SlotFlag.ONE
+    assert kernel.send(raw(ip4() / tcp("A"))).records == []
+
+
+def test_and_still_is_where_there_was_no_room_to_tell(kernel: Kernel) -> None:
+    populate(kernel)
+    slot = kernel.connect(CLIENT4, 1024, TCP4, IN4, states.ESTABLISHED, flags=SlotFlag.TELL)
+    fill(kernel)
+    assert kernel.loaded.programs["lvskit"].test_run(raw(ip4() / tcp("A"))).verdict == TX
+    assert kernel.slot(4, slot)[5] & SlotFlag.TELL
+    kernel.records()
+    assert len(kernel.send(raw(ip4() / tcp("A"))).records) == 1
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_first_packets_are_counted(kernel: Kernel, version: int) -> None:
+    populate(kernel)
+    client, service = (CLIENT4, TCP4) if version == 4 else (CLIENT6, TCP6)
+    slot = kernel.connect(client, 1024, service, IN4, states.SYN_RECV)
+    frame = raw((ip4() if version == 4 else ip6()) / tcp("A"))
+    counts = []
+    for _ in range(10):
+        kernel.send(frame)
+        counts.append(kernel.slot(version, slot)[5])
+    assert counts == [SlotFlag.ONE * min(number, 8) for number in range(1, 11)]
+    assert SlotFlag.ONE * 8 == SlotFlag.MANY
+
+
+def test_where_marks_matter_only_known_connections_are_forwarded(kernel: Kernel) -> None:
+    populate(kernel)
+    kernel.service(TCP4, VIP4, 80, 6, flags=ServiceFlag.MARKS)
+    kernel.place(TCP4, [IN4])
+    assert kernel.send(raw(ip4() / tcp("S"))).reasons == {Reason.NOT_OPENING: 1}
+    slot = kernel.connect(CLIENT4, 1024, TCP4, IN4, states.ESTABLISHED)
+    assert kernel.send(raw(ip4() / tcp("R"))).verdict == "TX"
+    assert kernel.send(raw(ip4() / tcp("S"))).reasons == {Reason.NOT_OPENING: 1}
+    # When it ends is Python's affair now.
+    assert kernel.slot(4, slot)[4:6] == (states.CLOSE, SlotFlag.TELL | SlotFlag.ONE)
 
 
 def fill(kernel: Kernel) -> None:

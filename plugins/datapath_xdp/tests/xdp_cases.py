@@ -18,6 +18,8 @@ from xdp_world import (
     ELSEWHERE,
     ES,
     FW,
+    HERE4,
+    HERE6,
     IN4,
     IN6,
     NARROW,
@@ -35,6 +37,7 @@ from xdp_world import (
     UDP6,
     UNKNOWN,
     VIP4,
+    VIP6,
     ether,
     ip4,
     ip6,
@@ -163,7 +166,19 @@ NO_IP = [
     passed("ARP", raw(ARP()), Reason.NOT_IP),
     passed("an unknown Ethernet type", bytes(ether(Raw(bytes(40)), 0x88B5)), Reason.NOT_IP),
     passed("a VLAN tag", raw(Dot1Q(vlan=5) / ip4() / tcp()), Reason.NOT_IP),
-    passed("only an Ethernet header", bytes(12) + b"\x08\x00", Reason.MALFORMED),
+    passed("only an Ethernet header", raw(ip4())[:14], Reason.MALFORMED),
+    *(
+        passed(
+            f"to {whose} hardware address",
+            bytes.fromhex(to) + raw(ip4() / tcp("S"))[6:],
+            Reason.NOT_HERE,
+        )
+        for whose, to in (
+            ("another", "020000000001"),
+            ("a far", "030000000002"),
+            ("every", "ffffffffffff"),
+        )
+    ),
     passed("ICMP", raw(ip4() / inet.ICMP()), Reason.PROTOCOL),
     passed("ICMPv6", raw(ip6() / inet6.ICMPv6EchoRequest()), Reason.PROTOCOL),
     passed("SCTP", raw(ip4(proto=132) / Raw(bytes(20))), Reason.PROTOCOL),
@@ -184,6 +199,8 @@ MALFORMED = [
     passed(description, frame, Reason.MALFORMED)
     for description, frame in (
         ("IPv4 in the name alone", raw(ip4() / tcp())[:30]),
+        ("IPv4 with a wrong checksum", raw(ip4(chksum=1) / tcp())),
+        ("IPv4 with a checksum of 0", raw(ip4(chksum=0) / tcp())),
         ("IPv4 that says it is version 5", raw(ip4(version=5) / tcp())),
         ("an IPv4 header of 16 bytes", raw(ip4(ihl=4) / tcp())),
         ("IPv4 longer than the frame", raw(ip4(len=61) / tcp())),
@@ -199,6 +216,15 @@ MALFORMED = [
         ("IPv6 without a whole UDP header", raw(ip6(plen=7) / udp())),
         ("a frame without a whole UDP header in IPv6", raw(ip6() / udp(size=0))[:-1]),
     )
+]
+
+MARTIANS = [
+    passed(f"from {source}", raw(packet(src=source) / tcp("S")), Reason.SOURCE)
+    for packet, sources in (
+        (ip4, ("0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", VIP4, HERE4)),
+        (ip6, ("::", "::1", "ff02::1", VIP6, HERE6)),
+    )
+    for source in sources
 ]
 
 NOT_OURS = [
@@ -311,5 +337,5 @@ STATES = [
     moved("no flags close", "", ES, CL),
 ]
 
-UNKNOWN_CONNECTION = [*NO_IP, *MALFORMED, *NOT_OURS, *OPENING]
+UNKNOWN_CONNECTION = [*NO_IP, *MALFORMED, *MARTIANS, *NOT_OURS, *OPENING]
 KNOWN_CONNECTION = [*FORWARDED, *KNOWN_BUT_PASSED, *KNOWN_BUT_TOLD, *STATES]

@@ -87,7 +87,7 @@ class Fast:
         self.engine = engine = Engine(options, size)
         maps = engine.maps
         self.slots = Slots4(maps["connections4"], engine)
-        services = self.services = Services(maps["services"])
+        services = self.services = Services(maps["services"], lambda address: True)
         hop = Hop(engine.ifindex, MACS)
         self.servers = Servers(
             maps["servers"], maps["server_counters"], lambda address: hop, lambda ifindex: True
@@ -116,7 +116,7 @@ class Fast:
         return self.engine.reason(Reason.PLACED)
 
     def kept_until(self, entry: Any, now: float) -> float:
-        return self.bridge.kept_until(entry, now)
+        return self.bridge.deadlines.until(entry, now)
 
     def send(self, verdict: Verdict, packet: bytes) -> bool:
         self.portable.append(verdict)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import lvskit_datapath_xdp
 from lvskit_datapath_xdp import layout
+from lvskit_datapath_xdp.clock import clock_shift
 from lvskit_datapath_xdp.layout import Reason, RecordKind, RingKind, ServiceFlag
 from lvskit_datapath_xdp.loader import BpfObject, RingBuffer
 from lvskit_datapath_xdp.ring import RingMemory
@@ -20,6 +21,7 @@ VERDICTS = ("ABORTED", "DROP", "PASS", "TX", "REDIRECT")
 BUCKETS = 16
 INGRESS = 1  # where test runs come from: the loopback
 SEED, MULTIPLIER = 0x1234_5678_9ABC_DEF1, 0xD6E8_FEB8_6659_FD93
+MAC_HERE = bytes.fromhex("020000000002")
 Address = str | bytes
 
 
@@ -75,11 +77,13 @@ class Kernel:
         obj.maps["misses"].max_entries = records
         obj.rodata["mask4"] = obj.rodata["mask6"] = buckets - 1
         obj.rodata["hash_seed"], obj.rodata["hash_multiplier"] = SEED, MULTIPLIER
-        obj.rodata["clock_shift"] = layout.clock_shift()
+        obj.rodata["clock_shift"] = clock_shift()
         self.buckets = buckets
         self.loaded = obj.load()
         self.maps = self.loaded.maps
         self.servers = self.maps["servers"].mmap()
+        self.loaded.variable("here")[:] = MAC_HERE[:4]
+        self.loaded.variable("here_end")[:] = MAC_HERE[4:]
         self.tables = {
             4: self.maps["connections4"].mmap(),
             6: self.maps["connections6"].mmap(),
@@ -156,6 +160,7 @@ class Kernel:
         server: int,
         state: int = 0,
         *,
+        flags: int = 0,
         seen: int = 0,
         second: bool = False,
     ) -> int:
@@ -167,7 +172,7 @@ class Kernel:
         for slot in range(bucket * layout.SLOTS_PER_BUCKET, (bucket + 1) * layout.SLOTS_PER_BUCKET):
             at = slot * form.size
             if not any(memory[at : at + form.size]):
-                value = form.pack(raw, port_bytes(port), service, server, state, 0, seen)
+                value = form.pack(raw, port_bytes(port), service, server, state, flags, seen)
                 memory[at : at + form.size] = value
                 return slot
         raise AssertionError(f"bucket {bucket} is full")

@@ -60,6 +60,8 @@ def populate(kernel: Kernel) -> None:
     kernel.service(TCP6, VIP6, 80, TCP)
     kernel.service(UDP6, VIP6, 53, UDP)
     kernel.service(SLOPPY, VIP4, 81, TCP, flags=layout.ServiceFlag.SLOPPY_TCP)
+    for address in (VIP4, VIP6, HERE4, HERE6):  # the host's own
+        kernel.service(0, address, 0, 0)
     for number, value in SERVERS.items():
         kernel.server(number, value)
 

@@ -12,13 +12,13 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from lvskit import Director
 from lvskit_datapath_xdp import layout
+from lvskit_datapath_xdp.clock import Clock
 from lvskit_datapath_xdp.names import Name, Names, start_rates
 from lvskit_datapath_xdp.neighbours import Hop
 from lvskit_datapath_xdp.servers import Servers
 from lvskit_datapath_xdp.services import Services
 from lvskit_datapath_xdp.slots import Slots
 from lvskit_datapath_xdp.templates import TemplateRestorer, Templates
-from lvskit_datapath_xdp.timing import Clock
 
 _NO_PORT: Final = bytes(2)
 _BUSY4: Final = layout.BUSY.to_bytes(4, "little")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from lvskit import TCP, Director, ServiceKey, Transmit, Verdict
+from lvskit_datapath_xdp.clock import Clock
 from lvskit_datapath_xdp.frames import ROOM, FrameSender
 from lvskit_datapath_xdp.layout import (
     CLIENT_BEGINS,
@@ -23,7 +24,7 @@ from lvskit_datapath_xdp.rings import Rings
 from lvskit_datapath_xdp.servers import Entry, Servers
 from lvskit_datapath_xdp.services import Services
 from lvskit_datapath_xdp.slots import Known, Slots
-from lvskit_datapath_xdp.timing import Clock
+from lvskit_datapath_xdp.timing import Deadlines
 
 _BATCH: Final = 256  # records to one turn of the event loop
 _LONGEST: Final = ROOM - 14  # bytes behind the Ethernet header
@@ -49,6 +50,7 @@ class Bridge:
             their packets leave.
 
     Attributes:
+        deadlines: of connections, by what the program has seen of them.
         received: packets taken from the program.
         lost: verdicts that could not be carried out.
         late: packets that had waited too long for this daemon to start.
@@ -71,6 +73,7 @@ class Bridge:
         self._clock, self._ticks = clock, ticks
         self._ring = ring
         self._slots = slots
+        self.deadlines = Deadlines(ticks, slots)
         self._services, self._servers, self._rings = services, servers, rings
         self._send = send
         self._decided = decided
@@ -199,9 +202,7 @@ class Bridge:
         So it is with one that was to give way to another, of which nothing came.
         """
         connection = self._owner(record)
-        if connection is not None and connection.deadline < self.kept_until(
-            connection, self._clock()
-        ):
+        if connection and connection.deadline < self.deadlines.until(connection, self._clock()):
             self._slots[record[1]].release(connection)
 
     def catch_up(self) -> None:
@@ -244,13 +245,14 @@ class Bridge:
     # --- what the director tells ---
 
     def watch(self) -> None:
-        """Hear of the connections of every service."""
-        for service in self._director.services:
+        """Hear of the connections of every service, and note by what they end."""
+        services = list(self._director.services)
+        for service in services:
             if service not in self._watched:
-                self._watched.add(service)
                 service.closed += (self._ended,)
                 service.state_changed += (self._advanced,)
-        self._watched &= set(self._director.services)
+        self._watched = set(services)
+        self.deadlines.watch(services, self._services.ids, self._clock())
         self._placed.watch()
 
     def _ended(self, connection: Known, reason: str) -> None:
@@ -264,22 +266,6 @@ class Bridge:
             slots.set_state(number, connection.state)
 
     # --- what the program knows ---
-
-    def kept_until(self, entry: Any, now: float) -> float:
-        """Return an entry's deadline by its last packet in the program; 0 where it has no slot."""
-        slots = self._slots[4 if len(entry.key) == 12 else 6]
-        number = getattr(entry, "place", None)  # templates have none
-        if number is None:
-            return 0.0
-        timeouts = entry.server.rules.machines[entry.protocol].timeouts
-        until = self._ticks.until(slots.seen(number), now)
-        return float(until + timeouts[entry.state])
-
-    def keep(self, now: float) -> None:
-        """Move the deadlines of all connections to where the program's packets have moved them."""
-        for slots in self._slots.values():
-            for connection in slots.known():
-                connection.deadline = max(connection.deadline, self.kept_until(connection, now))
 
     def place_known(self) -> None:
         """Give slots to the connections that the director has from before."""
@@ -325,7 +311,8 @@ class Bridge:
                     continue
                 entry = self._servers.entries.get(server)
                 if entry is None or not entry.carried or connection.transmit != server.transmit:
-                    connection.deadline = max(connection.deadline, self.kept_until(connection, now))
+                    until = self.deadlines.until(connection, now)
+                    connection.deadline = max(connection.deadline, until)
                     slots.release(connection)
                     services.add(server.service.key)
         return services

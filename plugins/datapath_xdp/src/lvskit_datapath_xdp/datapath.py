@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Final, Protocol
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
 
-from lvskit import DatapathError, Director, Route, ServiceKey, Verdict
-from lvskit_datapath_xdp.adoption import Adoption, Restorer
+from lvskit import DatapathError, Director, Route, ServiceKey
+from lvskit_datapath_xdp.adoption import Adoption
+from lvskit_datapath_xdp.brain import Brain
 from lvskit_datapath_xdp.bridge import Bridge
+from lvskit_datapath_xdp.clock import Clock
 from lvskit_datapath_xdp.engine import Engine
 from lvskit_datapath_xdp.layout import Reason
 from lvskit_datapath_xdp.loader import BpfError, RingBuffer
@@ -24,7 +25,7 @@ from lvskit_datapath_xdp.servers import Servers, carries
 from lvskit_datapath_xdp.services import Services
 from lvskit_datapath_xdp.slots import Slots, Slots4, Slots6
 from lvskit_datapath_xdp.templates import Templates
-from lvskit_datapath_xdp.timing import SeenWheel
+from lvskit_datapath_xdp.timing import SeenDefence, SeenWheel
 
 _TICK_S: Final = 1.0
 _MOST_BATCHES: Final = 256
@@ -37,56 +38,11 @@ _NEEDED: Final = (
 _log = logging.getLogger(__name__)
 
 
-class Portable(Protocol):
-    """The datapath `live`, as far as it is used here."""
-
-    def routes(self, address: bytes) -> Route | None:
-        """See `lvskit.Datapath`."""
-
-    async def run(self) -> None:
-        """See `lvskit.Datapath`."""
-
-    def attach(self, director: Director) -> None:
-        """Take the director that decides."""
-
-    def services_changed(self, keys: Sequence[ServiceKey]) -> None:
-        """Take the packets of these services."""
-
-    def losses(self) -> dict[str, int]:
-        """Return packets lost on the way."""
-
-    def figures(self) -> dict[str, int]:
-        """Return packets carried."""
-
-    def open(self) -> None:
-        """Take the packets from the kernel."""
-
-    def send(self, verdict: Verdict, packet: bytes) -> bool:
-        """Carry out a verdict."""
-
-    def close(self) -> None:
-        """Undo every change made to the host."""
-
-
-class Brain(Protocol):
-    """What the daemon gives a datapath's factory."""
-
-    @property
-    def clock(self) -> Callable[[], float]:
-        """Monotonic seconds."""
-
-    def live(self, options: Mapping[str, Any]) -> Portable:
-        """Return a live datapath."""
-
-    def restoring(self) -> AbstractContextManager[Restorer]:
-        """Return what enters connections that were kept."""
-
-
 class XdpDatapath:
     """Forwards known connections in the kernel; the rest goes through the datapath `live`.
 
-    Both have one director. Its wheel is replaced by one that asks the program when it saw a
-    connection last.
+    Both have one director. Its wheel and its defences are replaced by those that ask the program
+    when it saw a connection last.
 
     Args:
         brain: the clock, and the maker of the portable path.
@@ -104,6 +60,7 @@ class XdpDatapath:
         self._brain = brain
         self._clock = brain.clock
         self._live = brain.live({"bypass": options.bypass, **options.portable})
+        self._live.moved = self._update
         self._director: Director
         self._engine: Engine | None = None
         self._opened = False
@@ -120,6 +77,7 @@ class XdpDatapath:
         """Take the director that decides, before it has services."""
         self._director = director
         director.wheel = SeenWheel(self._clock(), self._kept_until)
+        director.defence = SeenDefence(self._clock(), self._freshen)
         self._live.attach(director)
 
     def routes(self, address: bytes) -> Route | None:
@@ -142,7 +100,7 @@ class XdpDatapath:
         if self._templates is not None:
             self._templates.flush()
         if deadlines:
-            self._bridge.keep(self._clock())
+            self._bridge.deadlines.keep(self._clock())
 
     def losses(self) -> dict[str, int]:
         """Return packets lost on the way, and connections without a slot, by place."""
@@ -202,7 +160,7 @@ class XdpDatapath:
             6: Slots6(maps["connections6"], engine),
         }
         self._services = Services(
-            maps["services"], lambda: slots[4].services() | slots[6].services()
+            maps["services"], self._is_here, lambda: slots[4].services() | slots[6].services()
         )
         hops = self._neighbours.hops
         names = Names(notes["names"]) if notes else None
@@ -212,7 +170,7 @@ class XdpDatapath:
         table = self._director.table
         self._templates = templates = Templates(notes["templates"], table) if notes else None
         self._rings = Rings(maps["rings"], self._services, self._servers, table)
-        clock = engine.clock(self._clock)
+        clock = self._ticks(engine)
         self._bridge = Bridge(
             self._director, self._clock, clock, RingBuffer(maps["misses"]), slots,
             self._services, self._servers, self._rings, self._live.send,
@@ -250,6 +208,10 @@ class XdpDatapath:
         self._opened = True
         self._kept = engine.pinned
         self._update()
+
+    def _ticks(self, engine: Engine) -> Clock:
+        """Return the clock that connections are dated by."""
+        return engine.clock(self._clock)
 
     async def run(self) -> None:
         """Carry packets until cancelled, then leave the host as the portable path's options say.
@@ -299,6 +261,7 @@ class XdpDatapath:
         while self._engine is not None:
             await asyncio.sleep(_TICK_S)
             self._engine.check()
+            self._engine.follow_address()
             self._servers.count()
             if self._templates is not None:
                 self._templates.flush()
@@ -331,12 +294,16 @@ class XdpDatapath:
             if self._templates is not None:
                 self._templates.watch(services)
 
+    def _is_here(self, address: bytes) -> bool:
+        route = self._live.routes(address)
+        return route is not None and route.local
+
     def _kept_until(self, entry: Any, now: float) -> float:
         if self._engine is None:
             return 0.0
         if self._templates is not None and not getattr(entry, "children", True):
             self._templates.ended(entry)
-        return self._bridge.kept_until(entry, now)
+        return self._bridge.deadlines.until(entry, now)
 
     def deadline(self, connection: Any) -> float | None:
         """Return when a connection ends; None where the next start finds it in the program."""
@@ -344,6 +311,10 @@ class XdpDatapath:
             if self._kept:
                 return None
             if self._engine is not None:
-                kept = self._bridge.kept_until(connection, self._clock())
+                kept = self._bridge.deadlines.until(connection, self._clock())
                 return max(kept, float(connection.deadline))
         return float(connection.deadline)
+
+    def _freshen(self, entry: Any, now: float) -> None:
+        if self._engine is not None:
+            self._bridge.deadlines.freshen(entry, now)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import secrets
 import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -13,6 +15,7 @@ from typing import Final
 from lvskit import DatapathError
 from lvskit_datapath_xdp import layout
 from lvskit_datapath_xdp.attached import attached, in_the_way
+from lvskit_datapath_xdp.clock import Clock, clock_shift, seen_origin, ticks_per_second
 from lvskit_datapath_xdp.loader import (
     BpfError,
     BpfObject,
@@ -27,12 +30,13 @@ from lvskit_datapath_xdp.loader import (
 from lvskit_datapath_xdp.options import XdpOptions
 from lvskit_datapath_xdp.pins import claim
 from lvskit_datapath_xdp.templates import specification
-from lvskit_datapath_xdp.timing import Clock
 
 OBJECT: Final = Path(__file__).parent / "bpf" / "lvskit.bpf.o"
 _CONSTANTS: Final = ".rodata"
 _FRAME: Final = bytes(64)
 _TAKEN: Final = (errno.EBUSY, errno.EEXIST)
+
+_SIOCGIFHWADDR: Final = 0x8927  # Linux include/uapi/linux/sockios.h
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +68,7 @@ class Engine:
             raise DatapathError(f"there is no interface {options.interface!r} here") from err
         self._link: Link | None = None
         self.mode: Mode = "generic"
+        self._address = b""
         self.adopted = False
         self.notes: dict[str, Map] = {}
         try:
@@ -78,6 +83,7 @@ class Engine:
         there = attached(self.ifindex)
         if self.adopted and there is not None:
             self.mode = there.mode
+        self.follow_address()
 
     def _load(self, source: BpfObject, size: int) -> None:
         notes = {
@@ -112,7 +118,7 @@ class Engine:
         source.maps["misses"].max_entries = self._options.ring
         source.rodata["hash_seed"] = secrets.randbits(64)
         source.rodata["hash_multiplier"] = secrets.randbits(64) | 1
-        source.rodata["clock_shift"] = layout.clock_shift()
+        source.rodata["clock_shift"] = clock_shift()
         return source.load()
 
     def _adopt(self, source: BpfObject, left: dict[str, Map]) -> Loaded:
@@ -135,8 +141,8 @@ class Engine:
     def clock(self, now: Callable[[], float]) -> Clock:
         """Return the program's clock."""
         program = self._loaded.programs["lvskit_clock"]
-        origin = layout.seen_origin(program.test_run(_FRAME).verdict, now())
-        return Clock(origin, (1 << self._shift) / layout.ticks_per_second())
+        origin = seen_origin(program.test_run(_FRAME).verdict, now())
+        return Clock(origin, (1 << self._shift) / ticks_per_second())
 
     def attach(self) -> None:
         """Put the program on the interface, or in the place of a former daemon's.
@@ -203,6 +209,14 @@ class Engine:
             name = self._options.interface
             raise DatapathError(f"the interface {name} has gone, and the program with it")
 
+    def follow_address(self) -> None:
+        """Tell the program the interface's hardware address: what goes to others is theirs."""
+        address = _hardware_address(self._options.interface)
+        if address and address != self._address:
+            self._address = address
+            self._loaded.variable("here")[:] = address[:4]
+            self._loaded.variable("here_end")[:] = address[4:]
+
     def leaves_by(self, ifindex: int) -> bool:
         """Whether the program can send by an interface.
 
@@ -238,3 +252,13 @@ class Engine:
             note.close()
         if self._pins is not None:
             self._pins.close()
+
+
+def _hardware_address(interface: str) -> bytes:
+    """Return an interface's hardware address; nothing where it has gone."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16s24x", interface.encode())
+        try:
+            return fcntl.ioctl(any_socket, _SIOCGIFHWADDR, request)[18:24]
+        except OSError:
+            return b""

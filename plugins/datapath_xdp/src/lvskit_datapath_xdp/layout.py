@@ -17,14 +17,13 @@ Maps (name: kind, key → value):
 
 Constants of the program (`BpfObject.rodata`), to set before the load: ``hash_seed`` and
 ``hash_multiplier`` (u64, random; the latter odd), ``mask4`` and ``mask6`` (u32; numbers of buckets,
-powers of two, less 1), ``clock_shift`` (u32; see `clock_shift`).
+powers of two, less 1), ``clock_shift`` (u32; see `clock`). Variables, to set and to keep
+right: ``here`` and ``here_end`` (the interface's own hardware address).
 """
 
 from __future__ import annotations
 
-import time
 from enum import IntEnum, IntFlag
-from math import log2
 from struct import Struct
 from typing import Final
 
@@ -34,7 +33,8 @@ SERVICE_KEY: Final = Struct("<16s2sBB")
 """Virtual address (IPv4 in the first 4 bytes, the rest 0), port, protocol, IP version.
 
 Services of port 0, of firewall marks, one-packet services, and those under secure_tcp are not
-entered: their packets go the portable way."""
+entered: their packets go the portable way. Addresses of the host's own are, without port and
+protocol, as service 0: no new connections come from them."""
 SERVICE: Final = Struct("<HBx")
 """Service id (from 1), `ServiceFlag`."""
 
@@ -44,6 +44,9 @@ class ServiceFlag(IntFlag):
 
     SLOPPY_TCP = 1
     """A packet without SYN may open a connection (the setting sloppy_tcp)."""
+    MARKS = 2
+    """A mark, which the program cannot see, may make a new connection another service's: what may
+    open one is passed on."""
 
 
 # --- rings ---
@@ -151,7 +154,7 @@ def partial_checksum(header: bytes) -> int:
 
 SLOTS_PER_BUCKET: Final = 4
 SLOT4: Final = Struct("<4s2sHHBBI")
-"""Client's address and port, service id, server id, state, `SlotFlag`, last seen (`seen_origin`).
+"""Client's address and port, service id, server id, state, `SlotFlag`, last seen (see `clock`).
 
 The first 8 bytes are the key: 0 = free, `BUSY` = being written. Who inserts writes BUSY, then what
 follows the key, then the key. Either bucket will do; the program takes the first of the two, unless
@@ -168,6 +171,13 @@ class SlotFlag(IntFlag):
 
     PLACED = 1
     """The program placed it."""
+    TELL = 2
+    """Python wants a STATE record of the next packet, and what was seen before it counts no more.
+    Python sets it, or the program with a packet that it passes on; the program takes it off."""
+    ONE = 0x10
+    """The upper half counts the packets that the program has forwarded, up to `MANY`."""
+    MANY = 0x80
+    """Eight, or more."""
 
 
 GOLDEN: Final = 0x9E3779B97F4A7C15
@@ -191,41 +201,6 @@ def hash6(high: int, low: int, client: int, seed: int, multiplier: int) -> int:
     return hash4(mixed ^ mixed >> 32 ^ client, seed, multiplier)
 
 
-# --- time ---
-
-_WRAP: Final = 1 << 32
-_CLOCK_MONOTONIC_COARSE: Final = 6  # Linux include/uapi/linux/time.h
-
-
-def clock_shift() -> int:
-    """Return the constant of that name: ticks are shifted by it for a unit near 0.25 s."""
-    return round(log2(ticks_per_second() / 4))
-
-
-def seen_origin(ticks: int, now: float) -> float:
-    """Return when, in monotonic seconds, a connection's `last seen` would have been 0.
-
-    It was seen between `origin + seen * unit` and a unit later, where a unit is
-    `(1 << clock_shift()) / ticks_per_second()` seconds. The clock stands still where the monotonic
-    one does, and does not overflow.
-
-    Args:
-        ticks: what a test run of the program ``lvskit_clock`` gave as its verdict.
-        now: the monotonic time of that.
-    """
-    rate = ticks_per_second()
-    # Linux include/linux/jiffies.h, INITIAL_JIFFIES: the lower half overflows five minutes after
-    # the start. The test run gives that half, and the upper one can only be what is nearest.
-    guess = _WRAP - 300 * rate + now * rate
-    return now - (ticks + round((guess - ticks) / _WRAP) * _WRAP) / rate
-
-
-def ticks_per_second() -> int:
-    """Return how often the kernel's clock ticks (CONFIG_HZ)."""
-    # The resolution of a coarse clock is a tick: Linux kernel/time/posix-timers.c.
-    return round(1 / time.clock_getres(_CLOCK_MONOTONIC_COARSE))
-
-
 # --- records ---
 
 
@@ -238,7 +213,8 @@ class RecordKind(IntEnum):
     PLACED = 2
     """The program placed and forwarded a new connection; `slot`, `server` and `state` say how."""
     STATE = 3
-    """A packet changed a connection's state from `old_state` to `state`, and was forwarded."""
+    """A packet changed a connection's state from `old_state` to `state`, and was forwarded. They
+    are the same where Python wanted to hear of it (`SlotFlag.TELL`)."""
     SYN = 4
     """As MISS: a TCP packet of IPv4 with SYN and without RST, of no connection known here."""
 
@@ -252,7 +228,7 @@ class RecordFlag(IntFlag):
 
 RECORD: Final = Struct("<4BHBBIIIIHH16s2sH")
 """`RecordKind`, IP version, TCP flags, new state; server; protocol, old state; slot; time in units
-of `clock_shift`; both buckets; length of the packet behind it, `RecordFlag`; client's address (IPv4
+of `clock`; both buckets; length of the packet behind it, `RecordFlag`; client's address (IPv4
 in the last 4 bytes, the rest 0), port, and service: these end as the keys of slots do.
 
 The slot is `NO_SLOT` unless the connection is known: a MISS of a known one is a SYN that may begin
@@ -285,7 +261,7 @@ class Reason(IntEnum):
     PLACED = 1
     """It opened a connection here, and was forwarded."""
     STATE = 2
-    """It changed a connection's state, and was forwarded."""
+    """It changed a connection's state, or Python wanted to hear of it, and was forwarded."""
     LOST = 3
     """Dropped, for the ring buffer had no room for the record of it."""
     REMOVED = 4
@@ -303,7 +279,7 @@ class Reason(IntEnum):
     NOT_OURS = 10
     """To no service that is known here."""
     NOT_OPENING = 11
-    """Of no known connection, and opens none."""
+    """Of no known connection, and opens none here."""
     SERVER = 12
     """To a server of `ServerKind.PASS`."""
     TTL = 13
@@ -312,11 +288,15 @@ class Reason(IntEnum):
     """Longer than the tunnel takes, or than a record has room for."""
     FAULT = 15
     """The kernel refused room for the outer header."""
+    NOT_HERE = 16
+    """Passed: to another hardware address than the interface's own."""
+    SOURCE = 17
+    """Passed: of no known connection, and from an address that no client has."""
 
 
 # --- what user space alone reads and writes, for the next daemon ---
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Of all that is pinned: one more with every change of what is said in this file or of the
 constants of the program. A daemon adopts what has its own version."""
 

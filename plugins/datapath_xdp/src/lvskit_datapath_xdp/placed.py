@@ -178,10 +178,10 @@ class Placed:
         return connection
 
     def watch(self) -> None:
-        """Hear of the connections of every service with a ring."""
+        """Hear of the connections of services with a ring, and of those opened elsewhere."""
         served = set(self._services.by_id.values())
         for service in served - self._heard:
-            if self._rings.of(service) is not None:
+            if self._rings.of(service) is not None or self._services.opens(service):
                 self._heard.add(service)
                 service.opened += (self._opened,)
         self._heard &= served

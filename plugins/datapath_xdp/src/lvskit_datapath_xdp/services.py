@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Final
 
 from lvskit import TCP, UDP, ServiceKey
@@ -12,6 +12,7 @@ from lvskit_datapath_xdp.layout import ServiceFlag
 from lvskit_datapath_xdp.loader import Map
 
 _LOCAL: Final = "local"
+_NOBODY: Final = layout.SERVICE.pack(0, ServiceFlag(0))
 
 
 class Services:
@@ -19,14 +20,21 @@ class Services:
 
     Args:
         map_: ``services``.
+        is_here: whether an address is the host's own.
         in_slots: returns the ids that slots have in their keys: those cannot be given away.
 
     Attributes:
         ids: of the services that the program serves; by_id: the director's services.
     """
 
-    def __init__(self, map_: Map, in_slots: Callable[[], Collection[int]] = set) -> None:
+    def __init__(
+        self,
+        map_: Map,
+        is_here: Callable[[bytes], bool],
+        in_slots: Callable[[], Collection[int]] = set,
+    ) -> None:
         self._map = map_
+        self._is_here = is_here
         self.ids: dict[ServiceKey, int] = {}
         self.by_id: dict[int, Any] = {}
         self._written: dict[ServiceKey, bytes] = {}
@@ -38,34 +46,56 @@ class Services:
             address, port, protocol, version = layout.SERVICE_KEY.unpack(packed)
             own = address[: 4 if version == 4 else 16]
             key = ServiceKey(protocol, own, int.from_bytes(port, "big"), 0, version)
-            self.knows(key, layout.SERVICE.unpack(value)[0])
+            number = layout.SERVICE.unpack(value)[0]
+            if number:
+                self.knows(key, number)
             self._written[key] = value
 
     def knows(self, key: ServiceKey, number: int) -> bool:
         """Note an id that slots have for a service; False where it has another one."""
         return self._known.take(key, number)
 
+    def opens(self, service: Any) -> bool:
+        """Whether a service's connections are opened the portable way, and known here then."""
+        value = self._written.get(service.key, bytes(layout.SERVICE.size))
+        return bool(layout.SERVICE.unpack(value)[1] & ServiceFlag.MARKS)
+
     def update(self, services: Iterable[Any]) -> None:
         """Write what has changed; first what is no longer served."""
         there = {service.key: service for service in services}
+        marked = {key.version for key in there if key.fwmark}
         wanted, ids = {}, {}
         for key, service in there.items():
-            number = self._known.give(key, there.keys()) if serves(service) else None
+            # What is merely routed through this host never meets its services: ip_vs_core.c,
+            # ip_vs_ops, the hook is LOCAL_IN.
+            mine = serves(service) and self._is_here(key.address)
+            number = self._known.give(key, there.keys()) if mine else None
             if number is not None:
                 wanted[key], ids[key] = service, number
-        for key in self._written.keys() - wanted.keys():
-            self._map.delete(_packed(key))
-            del self._written[key]
         self.ids = ids
         self.by_id = {ids[key]: service for key, service in wanted.items()}
+        values = dict.fromkeys(map(_own, self._addresses(there.values())), _NOBODY)
         for key, service in wanted.items():
             flags = ServiceFlag(0)
             if service.rules.settings.sloppy_tcp:
                 flags |= ServiceFlag.SLOPPY_TCP
-            value = layout.SERVICE.pack(self.ids[key], flags)
+            if key.version in marked:
+                flags |= ServiceFlag.MARKS
+            values[key] = layout.SERVICE.pack(ids[key], flags)
+        for key in self._written.keys() - values.keys():
+            self._map.delete(_packed(key))
+            del self._written[key]
+        for key, value in values.items():
             if self._written.get(key) != value:
                 self._map.update(_packed(key), value)
                 self._written[key] = value
+
+    def _addresses(self, services: Iterable[Any]) -> Iterator[bytes]:
+        """Yield the host's own addresses, as far as the director has to do with them."""
+        for service in services:
+            if service.key.address and self._is_here(service.key.address):
+                yield service.key.address
+            yield from (server.route.source for server in service.servers if server.route)
 
 
 def serves(service: Any) -> bool:
@@ -87,6 +117,11 @@ def serves(service: Any) -> bool:
 def _is_local(server: Any) -> bool:
     route = server.route
     return server.settings.method == _LOCAL or (route is not None and route.local)
+
+
+def _own(address: bytes) -> ServiceKey:
+    """Return what an address of the host's own is entered as."""
+    return ServiceKey(0, address, 0, 0, 4 if len(address) == 4 else 6)
 
 
 def _packed(key: ServiceKey) -> bytes:

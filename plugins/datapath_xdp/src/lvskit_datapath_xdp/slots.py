@@ -13,6 +13,7 @@ from struct import Struct
 from typing import Any, Final, Protocol
 
 from lvskit_datapath_xdp import layout
+from lvskit_datapath_xdp.layout import SlotFlag
 from lvskit_datapath_xdp.loader import Map
 
 NO_PLACE: Final = -1
@@ -48,8 +49,9 @@ class Slots:
     """
 
     _fields: Struct
-    _state: int  # where a slot has it, in bytes
+    _state: int  # where a slot has it, in bytes; its flags follow
     _service: int
+    _seen: int
     _size: int
 
     def __init__(self, map_: Map, seed: Seed) -> None:
@@ -173,9 +175,29 @@ class Slots:
         """Let the program go on from another state."""
         self._memory[number * self._size + self._state] = state
 
+    def tell(self, number: int) -> None:
+        """Have the program tell of the next packet."""
+        self._memory[number * self._size + self._state + 1] |= SlotFlag.TELL
+
+    def tells(self, number: int) -> bool:
+        """Whether it is still to tell of that: there has been none since."""
+        return bool(self._memory[number * self._size + self._state + 1] & SlotFlag.TELL)
+
+    def counted(self, number: int) -> int:
+        """Return how many packets the program has forwarded since the last call; it counts few."""
+        at = number * self._size + self._state + 1
+        flags = self._memory[at]
+        self._memory[at] = flags % SlotFlag.ONE
+        return flags // SlotFlag.ONE
+
     def seen(self, number: int) -> int:
         """Return when the program saw a packet last, in its units."""
         raise NotImplementedError
+
+    def date(self, number: int, seen: int) -> None:
+        """Write when the program saw a packet last."""
+        start = number * self._size + self._seen
+        self._memory[start : start + 4] = seen.to_bytes(4, "little")
 
     def close(self) -> None:
         """Let go of the memory."""
@@ -186,7 +208,7 @@ class Slots4(Slots):
     """IPv4: two words of 64 bits, the key and the value."""
 
     _fields, _size = layout.SLOT4, layout.SLOT4.size
-    _service, _state = 6, 10
+    _service, _state, _seen = 6, 10, 12
 
     def __init__(self, map_: Map, seed: Seed) -> None:
         super().__init__(map_, seed)
@@ -240,7 +262,7 @@ class Slots6(Slots):
     """IPv6: eight words of 32 bits: four of address, the key, the binding, the time, nothing."""
 
     _fields, _size = layout.SLOT6, layout.SLOT6.size
-    _service, _state = 18, 22
+    _service, _state, _seen = 18, 22, 24
 
     def __init__(self, map_: Map, seed: Seed) -> None:
         super().__init__(map_, seed)

@@ -1,32 +1,94 @@
-"""The program's clock in the director's time, and expiry by what the program has seen."""
+"""When connections end, by what the program has seen of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from lvskit import Wheel
+from lvskit import TCP, UDP, Defence, ServiceKey, Wheel
+from lvskit_datapath_xdp.clock import Clock
+from lvskit_datapath_xdp.slots import Slots
 
 
-class Clock:
-    """Translates the program's time.
+class Deadlines:
+    """When connections end, by their last packets in the program.
 
     Args:
-        origin: the director's time when it was 0; see `layout.seen_origin`.
-        unit_s: seconds of one unit.
+        ticks: the program's clock.
+        slots: by IP version.
     """
 
-    def __init__(self, origin: float, unit_s: float) -> None:
-        self._origin = origin
-        self._unit_s = unit_s
+    def __init__(self, ticks: Clock, slots: dict[int, Slots]) -> None:
+        self._ticks = ticks
+        self._slots = slots
+        self._machines: dict[Any, Any] = {}  # states and timeouts that services had last
+        self._served: set[ServiceKey] = set()  # those whose packets the program saw last
 
-    def units(self, now: float) -> int:
-        """Return a time as the program has it."""
-        return int((now - self._origin) / self._unit_s)
+    def until(self, entry: Any, now: float) -> float:
+        """Return an entry's deadline by its last packet in the program.
 
-    def until(self, seen: int, now: float) -> float:
-        """Return the end of the unit in which a packet was seen, at `now` or before."""
-        return min(self._origin + (seen + 1) * self._unit_s, now)
+        It is 0 where it has no slot, or where that packet counts no more.
+        """
+        slots = self._slots[4 if len(entry.key) == 12 else 6]
+        number = getattr(entry, "place", None)  # templates have none
+        if number is None or slots.tells(number):
+            return 0.0
+        machines = self._machines.get(entry.server.service) or entry.server.rules.machines
+        timeouts = machines[entry.protocol].timeouts
+        return float(self._ticks.until(slots.seen(number), now) + timeouts[entry.state])
+
+    def keep(self, now: float) -> None:
+        """Move the deadlines of all connections to where the program's packets have moved them."""
+        for slots in self._slots.values():
+            for connection in slots.known():
+                connection.deadline = max(connection.deadline, self.until(connection, now))
+
+    def freshen(self, entry: Any, now: float) -> None:
+        """Have an entry show what the program has forwarded of it."""
+        slots = self._slots[4 if len(entry.key) == 12 else 6]
+        number = getattr(entry, "place", None)
+        if number is not None:
+            entry.deadline = max(entry.deadline, self.until(entry, now))
+            entry.packets += slots.counted(number)
+
+    def watch(self, services: Iterable[Any], served: Collection[ServiceKey], now: float) -> None:
+        """Take note of the services that there are, and of those that the program serves.
+
+        Where timeouts have changed, what was seen so far counts by the former ones, and no more: a
+        packet sets a timeout (Linux net/netfilter/ipvs/ip_vs_proto_tcp.c, set_tcp_state). So it
+        does where the director alone sees the packets from now on.
+        """
+        before, there = self._machines, {s: s.rules.machines for s in services}
+        changed = before.keys() - there.keys()
+        for service, machines in there.items():
+            old = before.get(service)
+            retimed = old and any(machines[p].timeouts != old[p].timeouts for p in (TCP, UDP))
+            if retimed or service.key in self._served.difference(served):
+                changed.add(service)
+        for slots in self._slots.values() if changed else ():
+            for connection in slots.known():
+                if connection.server.service in changed:
+                    connection.deadline = max(connection.deadline, self.until(connection, now))
+                    slots.tell(connection.place)
+        self._machines, self._served = there, set(served)
+
+
+class SeenDefence(Defence):
+    """Defences that ask what the program has seen of an entry, before they condemn it.
+
+    Args:
+        now: the time.
+        freshen: called with an entry before it is judged.
+    """
+
+    def __init__(self, now: float, freshen: Callable[[Any, float], None]) -> None:
+        super().__init__(now)
+        self._freshen = freshen
+
+    def condemns(self, entry: Any, now: float) -> bool:
+        """Whether an entry, in this turn, is to be dropped."""
+        self._freshen(entry, now)
+        return super().condemns(entry, now)
 
 
 class SeenWheel(Wheel[Any]):

@@ -29,11 +29,12 @@ INLINE int send(struct xdp_md *ctx, struct server *server, u32 id, u32 service,
 
 /* A packet of a known connection. */
 INLINE int known(struct xdp_md *ctx, struct connection *connection, u32 number,
-		 const struct packet *packet, const struct place *place, u16 service, int version)
+		 const struct packet *packet, const struct place *place,
+		 const struct service *service, int version)
 {
 	union binding binding = { .word = once(connection->binding.word) };
 	u32 id = binding.entry.server, now = seen_now();
-	u8 next = binding.entry.state;
+	u8 next = binding.entry.state, flags = binding.entry.flags;
 	struct server *server = map_lookup(&servers, &id);
 	int reason;
 
@@ -52,30 +53,43 @@ INLINE int known(struct xdp_md *ctx, struct connection *connection, u32 number,
 	reason = refused(server, packet);
 	if (reason >= 0)
 		return pass(reason);
-	if (unlikely(next != binding.entry.state)) {
-		struct record record = describe(packet, place, service, version);
+	if (unlikely(next != binding.entry.state || flags & SLOT_TELL)) {
+		struct record record = describe(packet, place, service->id, version);
 
 		record.kind = RECORD_STATE;
 		record.slot = number;
 		record.server = id;
 		record.state = next;
 		record.old_state = binding.entry.state;
-		if (!tell(&record))
-			return drop(REASON_LOST);
-		count(REASON_STATE);
-		/* Unless Python has given the slot to another connection meanwhile. */
-		union binding changed = binding;
+		if (tell(&record)) {
+			count(REASON_STATE);
+			/* Unless Python has given the slot to another connection meanwhile. */
+			union binding changed = binding;
 
-		changed.entry.state = next;
-		__sync_val_compare_and_swap(&connection->binding.word, binding.word, changed.word);
+			changed.entry.state = next;
+			changed.entry.flags = flags &= ~SLOT_TELL;
+			__sync_val_compare_and_swap(&connection->binding.word, binding.word,
+						    changed.word);
+		} else if (next != binding.entry.state) {
+			return drop(REASON_LOST);
+		}
 	}
+	/* The first few are counted, for defences spare what has had more: ip_vs_conn.c,
+	 * todrop_entry. */
+	if (unlikely(!(flags & SLOT_MANY)))
+		once(connection->binding.entry.flags) = flags + SLOT_ONE;
 	/* A write costs the cache line's way back to memory. */
 	if (once(connection->seen) != now)
 		once(connection->seen) = now;
-	return send(ctx, server, id, service, packet, version);
+	return send(ctx, server, id, service->id, packet, version);
 
-hand_over:;
-	struct record record = describe(packet, place, service, version);
+hand_over:
+	if (service->flags & SERVICE_MARKS) {
+		/* When the connection ends is Python's affair until another packet comes. */
+		once(connection->binding.entry.flags) = flags | SLOT_TELL;
+		return pass(REASON_NOT_OPENING);
+	}
+	struct record record = describe(packet, place, service->id, version);
 
 	record.slot = number;
 	record.server = id;
@@ -83,10 +97,29 @@ hand_over:;
 	return ask(ctx, &record, packet);
 }
 
+/* Whether the host takes no packets from an address: nobody's, its own, or of many. Source: Linux
+ * net/ipv4/route.c (ip_route_input_slow), net/ipv6/ip6_input.c (ip6_rcv_core), by behaviour. */
+INLINE int is_martian(const struct packet *packet, const struct service_key *to)
+{
+	u8 first = packet->address[0];
+	struct service_key from = { .version = to->version };
+
+	*(u64 *)&from.address[0] = packet->address[0];
+	*(u64 *)&from.address[8] = packet->address[1];
+	if (map_lookup(&services, &from))
+		return 1;
+	if (to->version == 4)
+		return first == 0 || first == 127 || first >= 224;
+	return first == 0xff ||
+	       (!packet->address[0] && (packet->address[1] << 8) == 0); /* :: and ::1, or near */
+}
+
 /* A packet of no known connection. */
 INLINE int unknown(struct xdp_md *ctx, const struct packet *packet, const struct place *place,
 		   const struct service *service, int version)
 {
+	if (service->flags & SERVICE_MARKS)
+		return pass(REASON_NOT_OPENING);
 	if (packet->protocol == TCP &&
 	    (packet->flags & RST || !(packet->flags & SYN || service->flags & SERVICE_SLOPPY_TCP)))
 		return pass(REASON_NOT_OPENING);
@@ -161,7 +194,9 @@ INLINE int direct(struct xdp_md *ctx, int version)
 						       find6(&place, &number);
 
 	if (likely(connection))
-		return known(ctx, connection, number, &packet, &place, service->id, version);
+		return known(ctx, connection, number, &packet, &place, service, version);
+	if (is_martian(&packet, &to))
+		return pass(REASON_SOURCE);
 	return unknown(ctx, &packet, &place, service, version);
 }
 
@@ -172,6 +207,10 @@ INLINE int balance(struct xdp_md *ctx)
 
 	if ((void *)(ethernet + 1) > (void *)(long)ctx->data_end)
 		return pass(REASON_NOT_IP);
+	/* An interface that is promiscuous, or a bridge's, sees what others are to get. */
+	if (*(u32 *)ethernet->target != once(here) ||
+	    *(u16 *)(ethernet->target + 4) != once(here_end))
+		return pass(REASON_NOT_HERE);
 	if (ethernet->type_be == be16(ETHERTYPE_IPV4))
 		return direct(ctx, 4);
 	if (ethernet->type_be == be16(ETHERTYPE_IPV6))

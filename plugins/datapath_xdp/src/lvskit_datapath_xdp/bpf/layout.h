@@ -10,7 +10,7 @@ enum { SLOTS_PER_BUCKET = 4, RING_CAPACITY = 8192, NO_SLOT = 0xffffffff };
 
 /* --- services --- */
 
-enum { SERVICE_SLOPPY_TCP = 1 };
+enum { SERVICE_SLOPPY_TCP = 1, SERVICE_MARKS = 2 };
 
 struct service_key {
 	u8 address[16];
@@ -125,7 +125,7 @@ struct bucket6 {
 	struct slot6 slots[SLOTS_PER_BUCKET];
 };
 
-enum { SLOT_PLACED = 1 };
+enum { SLOT_PLACED = 1, SLOT_TELL = 2, SLOT_ONE = 0x10, SLOT_MANY = 0x80 };
 enum { KEY_FREE, KEY_BUSY };
 
 /* --- records --- */
@@ -177,6 +177,8 @@ enum reason {
 	REASON_TTL,
 	REASON_TOO_BIG,
 	REASON_FAULT,
+	REASON_NOT_HERE,
+	REASON_SOURCE,
 	REASONS,
 };
 

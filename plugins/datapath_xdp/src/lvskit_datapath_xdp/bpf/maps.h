@@ -68,6 +68,10 @@ const volatile u32 mask4 = 0;
 const volatile u32 mask6 = 0;
 const volatile u32 clock_shift = 6;
 
+/* The interface's own hardware address, its first four bytes and the others. */
+u32 here;
+u16 here_end;
+
 INLINE u32 seen_now(void)
 {
 	return jiffies64() >> clock_shift;

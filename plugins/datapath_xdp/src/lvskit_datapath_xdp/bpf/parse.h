@@ -57,6 +57,18 @@ INLINE int parse_transport(struct packet *packet, struct service_key *to, void *
 	return -1;
 }
 
+/* Whether the checksum of a header without options is right (RFC 1071): the host looks at it before
+ * anybody else, and drops what is not. */
+INLINE int is_sound(const struct ipv4 *ip)
+{
+	const u32 *words = (const u32 *)ip;
+	u64 sum = (u64)words[0] + words[1] + words[2] + words[3] + words[4];
+
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum == 0xffff || sum == 2 * 0xffff; /* it has 17 bits, and is not 0 */
+}
+
 /* Read a packet behind its Ethernet header; return the reason to pass, or -1. */
 INLINE int parse4(struct packet *packet, struct service_key *to, void *start, void *end)
 {
@@ -73,7 +85,7 @@ INLINE int parse4(struct packet *packet, struct service_key *to, void *start, vo
 	if (ip->protocol != TCP && ip->protocol != UDP)
 		return REASON_PROTOCOL;
 	packet->length = be16(ip->length_be);
-	if (start + packet->length > end)
+	if (start + packet->length > end || !is_sound(ip))
 		return REASON_MALFORMED;
 	packet->address[0] = ip->source;
 	packet->address[1] = 0;
