@@ -125,14 +125,12 @@ class Director(Related):
             The connection, why there is none, or None where only `receive` can tell.
         """
         table, rules = self.table, service.rules
-        if (
-            key in table.tcp
-            or service.settings.persistence_s
-            or rules.drop_rate
-            or table.count >= table.size
-        ):
+        if key in table.tcp or table.count >= table.size:
             return None
-        self.expire(now)  # schedulers see the counts of this moment
+        if service.settings.persistence_s or rules.drop_rate:
+            return None
+        if now != self.expired or now >= self.wheel.soonest:
+            self.expire(now)  # schedulers see the counts of this moment
         flow = _make(Flow, (TCP, key[:4], key[8] << 8 | key[9], service.address, service.port))
         try:
             server = self._choose(service, flow, now)
@@ -150,7 +148,10 @@ class Director(Related):
             server.take()
         table.add(connection)
         table.half_open[connection] = None
-        self._announce(service, connection)
+        if service.load_changed is not None:
+            self._load_changed(server)
+        if service.opened:
+            self._tell(service.opened, connection)
         self.wheel.schedule(connection)
         return connection
 

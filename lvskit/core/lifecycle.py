@@ -32,6 +32,7 @@ class Lifecycle(Administration):
         wheel: when each ends.
         next_tick, tick_s: when statistics are folded next, and how often.
         defence: what drops entries and packets while it is on.
+        expired: all that was due by then has been done.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Lifecycle(Administration):
         self.tick_s = PERIOD_S
         self.next_tick = now + self.tick_s
         self.defence = defence.Defence(now)
+        self.expired = now
         self._superseded: Connection | None = None
 
     def _open(
@@ -70,16 +72,13 @@ class Lifecycle(Administration):
         self._superseded = None
         self._close(old, "rescheduled" if old.server.available else "server removed")
 
-    def _announce(self, service: VirtualService, connection: Connection) -> None:
-        """Tell of a new connection, in the state that its packet has led to."""
+    def _settle(self, connection: Connection) -> None:
+        """Tell of a new connection, and file its end; a one-packet connection ends at once."""
+        service = connection.server.service
         if service.load_changed is not None:
             self._load_changed(connection.server)
         if service.opened:
             self._tell(service.opened, connection)
-
-    def _settle(self, connection: Connection) -> None:
-        """Tell of a new connection, and file its end; a one-packet connection ends at once."""
-        self._announce(connection.server.service, connection)
         if self.table.connections[connection.protocol].get(connection.key) is connection:
             self.wheel.schedule(connection)
         else:
@@ -214,6 +213,7 @@ class Lifecycle(Administration):
             self.services.sweep(now)
         while now >= self.defence.due:
             self._defend(self.defence.due)
+        self.expired = now
 
     def _defend(self, now: float) -> None:
         """Do what the defences do every second."""

@@ -39,12 +39,17 @@ class Wheel(Generic[T]):
         self._current: list[tuple[float, int, T]] = []  # deadline, filing, entry
         self._horizon = float(int(now))  # the end of the current slot
         self._serial = 0
+        self._latest, self._filed = inf, list[T]()  # the deadline filed last, and where
         self.fired = 0
         self.soonest = inf
 
     def schedule(self, entry: T) -> None:
         """File `entry` under its deadline; call again when the deadline has become earlier."""
         deadline = entry.deadline
+        if deadline == self._latest:  # as those of all that packets of one moment have opened
+            self._filed.append(entry)
+            entry.slot = self._filed
+            return
         self.soonest = min(self.soonest, deadline)
         if deadline < self._horizon:
             # Of equal deadlines the one filed last ends first, as in the kernel: a connection
@@ -59,6 +64,7 @@ class Wheel(Generic[T]):
             heapq.heappush(self._order, slot)
         filed.append(entry)
         entry.slot = filed
+        self._latest, self._filed = deadline, filed
 
     def forget(self, entry: T) -> None:
         """Take `entry` out: its filing is ignored when it comes up."""
@@ -82,6 +88,7 @@ class Wheel(Generic[T]):
             slot = heapq.heappop(self._order)
             self._horizon = slot + 1
             filed = self._slots.pop(slot)
+            self._latest = inf
             for entry in filed:
                 if entry.slot is filed:
                     self.schedule(entry)
