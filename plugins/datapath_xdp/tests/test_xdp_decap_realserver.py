@@ -181,8 +181,8 @@ def test_another_program_on_the_interface_is_named(network):
         refused = network.realserver(host, f"up --via xdp {words(VIP)}", refused=True)
     finally:
         engine.close()
-    assert "an XDP program is attached there already" in refused
-    assert "(lvskit: a director's datapath xdp" in refused
+    assert "an XDP program is attached to eth0 already: number " in refused
+    assert "'lvskit' (a director's datapath; a real server beside it takes --via tun)" in refused
     assert snapshot(host) == before
     assert not list((network.place / host.name).iterdir())
     assert len(network.mounts.pins()) == 2

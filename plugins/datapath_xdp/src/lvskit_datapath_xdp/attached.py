@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
 import re
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from lvskit import DatapathError
 from lvskit_datapath_xdp.loader import BpfError, Link, Mode, Program
 
 # Linux include/uapi/linux/rtnetlink.h and if_link.h
@@ -22,7 +25,14 @@ _GENERIC: Final = 2  # XDP_ATTACHED_SKB
 _HEADER: Final = struct.Struct("=IHHII")
 _IFINFO: Final = struct.Struct("=BxHiII")
 _ATTRIBUTE: Final = struct.Struct("=HH")
+_DIRECTOR: Final = "lvskit"
 _NESTED: Final = 1 << 15
+
+
+BEST: Final[tuple[Mode, ...]] = ("native", "generic")
+"""In the driver, else in front of the stack."""
+
+_log = logging.getLogger(__name__)
 
 
 class Attached(NamedTuple):
@@ -59,6 +69,28 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += -(-size // 4) * 4
 
 
+def attach(program: Program, interface: str, modes: Sequence[Mode] = BEST) -> Link:
+    """Put a program on an interface, in the first of `modes` that the driver has.
+
+    Raises:
+        DatapathError: the kernel refuses, or another program is there.
+    """
+    ifindex = socket.if_nametoindex(interface)
+    try:
+        for mode in modes[:-1]:
+            try:
+                return program.attach(ifindex, mode)
+            except BpfError as err:
+                if err.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+                _log.warning("%s; generic XDP, which is slower, takes its place", err)
+        return program.attach(ifindex, modes[-1])
+    except BpfError as err:
+        if err.errno in (errno.EBUSY, errno.EEXIST):
+            raise DatapathError(in_the_way(interface, ifindex)) from err
+        raise DatapathError(str(err)) from err
+
+
 def in_the_way(interface: str, ifindex: int) -> str:
     """Return which program keeps another one off an interface, and how to remove it."""
     found = attached(ifindex)
@@ -68,6 +100,8 @@ def in_the_way(interface: str, ifindex: int) -> str:
     # The kernel tells the name, and which link it is, to CAP_SYS_ADMIN alone.
     with contextlib.suppress(BpfError), Program.of(found.program) as program:
         said += f", {program.name!r}"
+        if program.name == _DIRECTOR:
+            said += " (a director's datapath; a real server beside it takes --via tun)"
     held = False
     with contextlib.suppress(BpfError):
         for link in Link.all():

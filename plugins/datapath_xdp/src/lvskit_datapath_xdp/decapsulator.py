@@ -5,7 +5,6 @@ Link and map are pinned, so the program works on when the command that started i
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,12 +15,12 @@ from typing import Final
 from urllib.parse import quote
 
 from lvskit import DatapathError
-from lvskit_datapath_xdp.loader import BpfError, BpfObject, Link, Map, Program, problems
+from lvskit_datapath_xdp.attached import attach
+from lvskit_datapath_xdp.loader import BpfObject, Link, Map, problems
 from lvskit_datapath_xdp.loader.features import BPFFS
 
 OBJECT: Final = Path(__file__).parent / "bpf" / "decap.bpf.o"
 PROGRAM: Final = "lvskit_decap"
-_DIRECTOR: Final = "lvskit"
 _ADDRESSES: Final = "addresses"
 
 _log = logging.getLogger(__name__)
@@ -120,24 +119,12 @@ class XdpDecapsulator:
         with _refused(), ExitStack() as undo, BpfObject.read(OBJECT).load() as loaded:
             addresses = loaded.maps[_ADDRESSES]
             _write(addresses, wanted)
-            with self._attach(loaded.programs[PROGRAM]) as link:
+            with attach(loaded.programs[PROGRAM], self._interface) as link:
                 undo.callback(self.stop)
                 self._pins.mkdir(mode=0o700)
                 addresses.pin(self._pins / _ADDRESSES)
                 link.pin(self._link)
                 undo.pop_all()
-
-    def _attach(self, program: Program) -> Link:
-        """Attach the program in the driver, else in front of the stack, which is said."""
-        try:
-            return program.attach(self._index(), "native")
-        except BpfError as err:
-            if err.errno in (errno.EBUSY, errno.EEXIST):
-                raise DatapathError(f"{err}{_occupant(self._interface)}") from err
-            if err.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                raise
-            _log.warning("%s; generic XDP, which is slower, takes its place", err)
-        return program.attach(self._index(), "generic")
 
 
 @contextmanager
@@ -156,23 +143,3 @@ def _write(addresses: Map, wanted: dict[bytes, Role]) -> None:
         addresses.update(address, int(role))
     for address in present.keys() - wanted.keys():
         addresses.delete(address)
-
-
-def _occupant(interface: str) -> str:
-    """Return, as the end of a sentence, whose program is on an interface; nothing if not known."""
-    from pyroute2 import IPRoute  # 176 ms
-
-    with IPRoute() as ipr:
-        (message,) = ipr.get_links(ifname=interface)
-    number = message.get_nested("IFLA_XDP", "IFLA_XDP_PROG_ID")
-    try:
-        with Program.of(number) as program:
-            name = program.name
-    except BpfError:
-        return f" (number {number})"
-    if name == _DIRECTOR:
-        return (
-            f" ({name}: a director's datapath xdp, beside which this host can take packets out of"
-            " the tunnel by --via tun)"
-        )
-    return f" ({name})"

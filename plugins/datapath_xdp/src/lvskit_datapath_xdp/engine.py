@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import secrets
@@ -14,7 +13,7 @@ from typing import Final
 
 from lvskit import DatapathError
 from lvskit_datapath_xdp import layout
-from lvskit_datapath_xdp.attached import attached, in_the_way
+from lvskit_datapath_xdp.attached import BEST, attach, attached
 from lvskit_datapath_xdp.clock import Clock, clock_shift, seen_origin, ticks_per_second
 from lvskit_datapath_xdp.loader import (
     BpfError,
@@ -34,7 +33,6 @@ from lvskit_datapath_xdp.templates import specification
 OBJECT: Final = Path(__file__).parent / "bpf" / "lvskit.bpf.o"
 _CONSTANTS: Final = ".rodata"
 _FRAME: Final = bytes(64)
-_TAKEN: Final = (errno.EBUSY, errno.EEXIST)
 
 _SIOCGIFHWADDR: Final = 0x8927  # Linux include/uapi/linux/sockios.h
 
@@ -156,7 +154,10 @@ class Engine:
                 pins.store(self.maps | self.notes)
             link = pins.link() if pins is not None else None
             if link is None:
-                self._link = self._attach_anew()
+                mode = self._options.mode
+                self._link = attach(
+                    program, self._options.interface, BEST if mode == "auto" else (mode,)
+                )
             else:
                 self._link = link
                 if pins is None or not pins.runs(program):
@@ -175,28 +176,6 @@ class Engine:
         if self._options.mode not in ("auto", self.mode):
             _log.warning("mode stays %s, as the program that is adopted has it", self.mode)
         _log.info("%s XDP on %s", self.mode, self._options.interface)
-
-    def _attach_anew(self) -> Link:
-        program = self._loaded.programs["lvskit"]
-        wanted: tuple[Mode, ...] = ("native", "generic")
-        if self._options.mode != "auto":
-            wanted = (self._options.mode,)
-        for mode in wanted[:-1]:
-            try:
-                return program.attach(self.ifindex, mode)
-            except BpfError as err:
-                if err.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                    raise self._explained(err) from err
-                _log.warning("%s; generic XDP, which is slower, takes its place", err)
-        try:
-            return program.attach(self.ifindex, wanted[-1])
-        except BpfError as err:
-            raise self._explained(err) from err
-
-    def _explained(self, err: BpfError) -> DatapathError:
-        if err.errno in _TAKEN:
-            return DatapathError(in_the_way(self._options.interface, self.ifindex))
-        return DatapathError(str(err))
 
     @property
     def gone(self) -> bool:
