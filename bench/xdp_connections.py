@@ -152,7 +152,7 @@ def bridged(count: int, lru: bool, scheduler: str) -> float:
     rate = measured(made, count, made.bridge.read)
     assert len(made.director.table) == count, len(made.director.table)
     assert not made.engine.reason(Reason.PLACED)
-    assert made.slots.unplaced <= count * 0.001, made.slots.unplaced
+    assert sum(1 for _ in made.slots.known()) >= count * 0.999
     return rate
 
 
