@@ -1,10 +1,10 @@
 """What a packet costs in the XDP program: the part "packets" of ``bench/xdp.py``.
 
 Nanoseconds per packet of 64 to 74 bytes under BPF_PROG_TEST_RUN, counters on, what the harness
-itself takes subtracted: packets of known connections at several numbers of flows, in random order;
-and new connections, placed by a table scheduler's ring or told to Python by a record, in an empty
-table for so many flows. Beside each: the same program with a plain LRU_HASH in the place of its
-table, in the same run.
+itself takes subtracted, of each the least of several times: packets of known connections at
+several numbers of flows, in random order; and new connections, placed by a table scheduler's ring
+or told to Python by a record, in an empty table for so many flows. Beside each: the same program
+with a plain LRU_HASH in the place of its table, in the same run.
 """
 
 from __future__ import annotations
@@ -55,33 +55,32 @@ def measure(scale: Scale) -> Iterator[Row]:
 
 def hit(kind: str, version: int, flows: int, scale: Scale) -> float:
     """Return what a packet of one of `flows` known connections costs."""
-    repeat, costs = scale.repeat, []
+    repeat, whole, empty = scale.repeat, [], []
     with load(kind, version, flows) as loaded:
         programs, packet = loaded.programs, frame(version, ACK)
         programs[f"fill{version}"].test_run(packet, repeat=flows)
         unexpected = loaded.variable("unexpected").cast("Q")
         assert unexpected[0] <= flows * WITHOUT, "the table took not all flows"
         for _ in range(scale.rounds):
-            whole = programs[f"hit{version}"].test_run(packet, repeat=repeat).duration_ns
-            empty = programs[f"wrapper{version}"].test_run(packet, repeat=repeat).duration_ns
-            costs.append(whole - empty)
+            whole.append(programs[f"hit{version}"].test_run(packet, repeat=repeat).duration_ns)
+            empty.append(programs[f"wrapper{version}"].test_run(packet, repeat=repeat).duration_ns)
         assert unexpected[0] <= scale.rounds * repeat * WITHOUT, "packets were not forwarded"
         assert loaded.maps["server_counters"].lookup_int(1), "nothing was counted"
-        return min(costs)
+        return min(whole) - min(empty)
 
 
 def new(kind: str, program: str, ring: bool, room: int, scale: Scale) -> float:
     """Return what the first packet of a new connection costs, in an empty table for `room`."""
-    packet, costs = frame(IPV4, SYN), []
+    packet, whole, empty = frame(IPV4, SYN), [], []
     for _ in range(scale.rounds):
         with load(kind, IPV4, max(room, scale.new), ring=ring) as loaded:
-            whole = loaded.programs[program].test_run(packet, repeat=scale.new).duration_ns
-            empty = loaded.programs["wrapper4"].test_run(packet, repeat=scale.repeat).duration_ns
-            costs.append(whole - empty)
+            programs, repeat = loaded.programs, scale.repeat
+            whole.append(programs[program].test_run(packet, repeat=scale.new).duration_ns)
+            empty.append(programs["wrapper4"].test_run(packet, repeat=repeat).duration_ns)
             assert len(RingBuffer(loaded.maps["misses"]).offsets()) == scale.new
             unexpected = loaded.variable("unexpected").cast("Q")
             assert unexpected[0] <= scale.new * WITHOUT, "packets went another way"
-    return min(costs)
+    return min(whole) - min(empty)
 
 
 def load(
