@@ -1,17 +1,15 @@
 """How long a new daemon takes to go on with the connections of one that was killed.
 
-``python bench/xdp_adoption.py`` (as root) pins the datapath's program and maps on a BPF file
-system of its own, writes a million connections into them, kills the process that did, and starts
-``lvskit run``: the time is from its first instruction to the word that it is ready, that of the
-CPU until then, which other work on the machine does not prolong, and that of the adoption alone as
-the daemon itself says it.
+The part "adoption" of ``bench/xdp.py`` pins the datapath's program and maps on a BPF file system
+of its own, writes connections into them, with and without templates of persistence, kills the
+process that did, and starts ``lvskit run``: the time is that of the adoption alone as the daemon
+itself says it, then from its first instruction to the word that it is ready, and that of the CPU
+until then, which other work on the machine does not prolong.
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-import json
 import os
 import re
 import signal
@@ -21,19 +19,20 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from lvskit_datapath_xdp.engine import Engine
 from lvskit_datapath_xdp.names import Names
 from lvskit_datapath_xdp.options import XdpOptions
 from lvskit_datapath_xdp.slots import NO_PLACE, Slots4
 from lvskit_datapath_xdp.templates import Templates
+from xdp_table import Row, Scale, apart
 
 from lvskit import TCP, Director, Route, ServerSettings, ServiceKey, ServiceSettings, load_plugins
 from lvskit.core.connection import Template
 
 VIP, HERE = bytes([10, 1, 0, 100]), bytes([10, 1, 0, 1])
 SERVERS = 16
+ADOPTED_S = 5.0  # at most, for a million connections
 _ESTABLISHED = 1
 _NEWNET, _NEWNS = 0x40000000, 0x00020000
 _CONFIG = """
@@ -50,25 +49,24 @@ persistent = {persistent}
 """
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=1_000_000, help="connections")
-    parser.add_argument("--persistent", action="store_true", help="each with a template")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    arguments = parser.parse_args()
+def measure(scale: Scale) -> Iterator[Row]:
+    """Yield the rows."""
+    for persistent in (False, True):
+        count, times = apart(_adopted, scale.adopted, persistent)
+        for what, seconds in times.items():
+            most = ADOPTED_S if what == "adopted" else None
+            more = ", with templates" if persistent else ""
+            yield Row(what + more, count, "seconds", seconds, at_most=most)
+
+
+def _adopted(count: int, persistent: bool) -> tuple[int, dict[str, float]]:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         _surroundings(place)
         try:
-            found = _measured(place, arguments.count, arguments.persistent)
+            return _measured(place, count, persistent)
         finally:
             subprocess.run(["umount", "--lazy", str(place / "bpf")], check=True)
-    if arguments.json:
-        print(json.dumps(found))
-        return
-    for what, value in found.items():
-        print(f"{what:12} {value}")
 
 
 def _surroundings(place: Path) -> None:
@@ -88,7 +86,7 @@ def _surroundings(place: Path) -> None:
         subprocess.run(command.split(), check=True)
 
 
-def _measured(place: Path, count: int, persistent: bool) -> dict[str, Any]:
+def _measured(place: Path, count: int, persistent: bool) -> tuple[int, dict[str, float]]:
     size = count * 2 if persistent else count
     servers = "".join(f'[[service.server]]\naddress = "10.1.0.{11 + n}"\n' for n in range(SERVERS))
     config = place / "lvskit.toml"
@@ -117,11 +115,10 @@ def _measured(place: Path, count: int, persistent: bool) -> dict[str, Any]:
     told = re.search(r"(\d+) connections go on .*: ([0-9.]+) s", "".join(said))
     if told is None or int(told[1]) < count * 0.999:
         raise SystemExit("".join(said))
-    return {
-        "connections": int(told[1]),
-        "adopted_s": float(told[2]),
-        "ready_s": round(ready, 2),
-        "ready_cpu_s": spent,
+    return int(told[1]), {
+        "adopted": float(told[2]),
+        "ready": ready,
+        "ready, CPU": spent,
     }
 
 
@@ -154,7 +151,3 @@ def _fill(place: Path, count: int, size: int, persistent: bool) -> None:
 def _clients(count: int) -> Iterator[tuple[bytes, bytes]]:
     for number in range(count):
         yield bytes([11, *number.to_bytes(3, "big")]), (1024 + number % 50_000).to_bytes(2, "big")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,37 +1,33 @@
-"""What a new connection costs that a Python scheduler places, through the datapath xdp.
+"""What a new connection costs through Python: the part "connections" of ``bench/xdp.py``.
 
-``python bench/xdp_connections.py`` (as root) lets the program in the kernel see the first packets
-of connections, and then has the bridge take what the program wrote down: the director decides and
-counts, the connection gets its slot, the packet leaves by a cable whose end throws it away. CPU
-time of this process alone; what the program took is not in it. The ratio is to the same without a
-director: each record is read, gets a slot, and is sent, to one server. Of a scheduler with a ring
-there is also what the director's bookkeeping takes for connections that the program has placed.
+The program in the kernel sees the first packets of connections, and then the bridge takes what the
+program wrote down: the director decides and counts, the connection gets its slot, the packet leaves
+by a cable whose end throws it away. CPU time of this process alone; what the program took is not in
+it. Beside it the same where slots are written to an LRU_HASH, those of a batch by one call of the
+kernel, as nobody can write into its memory. Without a director, each record is read, gets a slot,
+and is sent, to one server. Of a scheduler with a ring there is also what the director's bookkeeping
+takes for connections that the program has placed.
 """
 
 from __future__ import annotations
 
-import argparse
-import ctypes
-import itertools
-import json
-import multiprocessing
-import subprocess
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from typing import Any, NamedTuple
+from array import array
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from lvskit_datapath_xdp.bridge import Bridge
 from lvskit_datapath_xdp.engine import Engine
 from lvskit_datapath_xdp.frames import FrameSender
 from lvskit_datapath_xdp.layout import MISS4, RECORD, RECORD_LENGTH, Reason
-from lvskit_datapath_xdp.loader import RingBuffer
+from lvskit_datapath_xdp.loader import Map, MapSpec, MapType, RingBuffer
 from lvskit_datapath_xdp.neighbours import Hop
 from lvskit_datapath_xdp.options import XdpOptions
 from lvskit_datapath_xdp.rings import Rings
 from lvskit_datapath_xdp.servers import Servers
 from lvskit_datapath_xdp.services import Services
 from lvskit_datapath_xdp.slots import Slots4, Slots6
+from xdp_table import NEAR, Row, Scale, apart, cable
 
 from lvskit import TCP, Director, Route, ServerSettings, ServiceKey, ServiceSettings, load_plugins
 from lvskit.control import collector
@@ -39,9 +35,11 @@ from lvskit.datapath.memory import stack
 
 VIP, HERE = bytes([192, 168, 1, 176]), bytes([192, 168, 1, 175])
 SERVERS = 16
-_NEWNET = 0x40000000
-_ETHERNET = bytes.fromhex("0200000000fe") + bytes(6) + b"\x08\x00"
+WLC_A_SECOND = 150_000.0  # at least
+_UNIT = "connections per CPU second"
+_ETHERNET = NEAR + bytes(6) + b"\x08\x00"
 _AT_ONCE = 20_000  # records in the ring
+_BATCH = 256
 _HOP = bytes.fromhex("020000000001020000000002")
 
 
@@ -51,25 +49,51 @@ class World(NamedTuple):
     engine: Engine
     director: Director
     bridge: Bridge
+    slots: Slots4
     ring: RingBuffer
     rings: Rings
 
 
-def interface() -> None:
-    """Move into a network namespace with a cable whose other end takes nothing."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_NEWNET):
-        raise SystemExit("needs root: no network namespace can be made")
-    for command in (
-        "link add sink address 02:00:00:00:00:fe type veth peer name end",
-        "link set sink up",
-        "link set end up",
-    ):
-        subprocess.run(["ip", *command.split()], check=True)
+class HashSlots(Slots4):
+    """Writes slots to an LRU_HASH, many at once, in the place of memory."""
+
+    def __init__(self, map_: Map, seed: Engine, size: int) -> None:
+        super().__init__(map_, seed)
+        self._table = Map.create(MapSpec("lru", MapType.LRU_HASH, 8, 8, max(2 * size, 1024)))
+        self._keys, self._values, self._number = array("Q"), array("Q"), 0
+
+    def insert(self, one: int, other: int, key: int, binding: int, seen: int) -> int:
+        """Note what is to be written; each gets a number of its own."""
+        self._keys.append(key)
+        self._values.append(binding | seen << 32)
+        self._number += 1
+        return self._number
+
+    def flush(self) -> None:
+        """Write it."""
+        if self._keys:
+            self._table.update_batch(self._keys.tobytes(), self._values.tobytes())
+            self._keys, self._values = array("Q"), array("Q")
 
 
-def world(scheduler: str, size: int) -> World:
-    """Return a new one."""
+def measure(scale: Scale) -> Iterator[Row]:
+    """Yield the rows."""
+    count = scale.opened
+    yield Row("new, no director", count, _UNIT, *(best(scale, bare, lru) for lru in (False, True)))
+    for name, least in (("wlc", WLC_A_SECOND), ("rr", None)):
+        ours, other = (best(scale, bridged, lru, name) for lru in (False, True))
+        yield Row(f"new, by {name} in Python", count, _UNIT, ours, other, at_least=least)
+    yield Row("new, by rr in the kernel", count, _UNIT, best(scale, placed))
+
+
+def best(scale: Scale, measure: Callable[..., float], *arguments: object) -> float:
+    """Return the most of several times."""
+    return max(apart(measure, scale.opened, *arguments) for _ in range(scale.turns))
+
+
+def world(scheduler: str, size: int, lru: bool = False) -> World:
+    """Return a new one, in a network of its own, with a cable whose other end takes nothing."""
+    cable("sink", "end")
     route, now = Route(HERE, 1500), time.monotonic()
     director = Director(load_plugins(), lambda address: route, size=size, now=now)
     key = ServiceKey.of(TCP, VIP, 80)
@@ -79,7 +103,8 @@ def world(scheduler: str, size: int) -> World:
         director.add_server(key, address, None, ServerSettings(weight=1 + number % 3))
     engine = Engine(XdpOptions(interface="sink", slots6=8, pins=""), size)
     maps = engine.maps
-    slots = {4: Slots4(maps["connections4"], engine), 6: Slots6(maps["connections6"], engine)}
+    table = maps["connections4"]
+    slots = HashSlots(table, engine, size) if lru else Slots4(table, engine)
     services = Services(maps["services"], lambda address: True)
     hop = Hop(engine.ifindex, _HOP)
     servers = Servers(
@@ -90,60 +115,67 @@ def world(scheduler: str, size: int) -> World:
     ring = RingBuffer(maps["misses"])
     clock = engine.clock(time.monotonic)
     rings = Rings(maps["rings"], services, servers, director.table)
+    both = {4: slots, 6: Slots6(maps["connections6"], engine)}
     bridge = Bridge(
-        director, time.monotonic, clock, ring, slots, services, servers, rings, lambda *_: False
+        director, time.monotonic, clock, ring, both, services, servers, rings, lambda *_: False
     )
     bridge.watch()
-    return World(engine, director, bridge, ring, rings)
+    return World(engine, director, bridge, slots, ring, rings)
 
 
-def flood(made: World, start: int, count: int) -> None:
-    """Have the program see the first packets of `count` connections."""
+def flood(made: World, numbers: range, flags: int = stack.SYN) -> None:
+    """Have the program see a packet of each of many connections."""
     program = made.engine._loaded.programs["lvskit"]
-    for number in range(start, start + count):
+    for number in numbers:
         client = (bytes([10, *number.to_bytes(3, "big")]), 1024 + number % 50000)
-        program.test_run(_ETHERNET + stack.tcp(client, (VIP, 80), stack.SYN, 1, 0))
+        program.test_run(_ETHERNET + stack.tcp(client, (VIP, 80), flags, 1, 0))
 
 
-def measured(made: World, count: int, take: Callable[[], object]) -> float:
+def measured(made: World, count: int, take: Callable[[], bool]) -> float:
     """Return connections per CPU second."""
-    spent = 0.0
+    slots, spent = made.slots, 0.0
+    flush = slots.flush if isinstance(slots, HashSlots) else lambda: None
+    collector.settle()  # as `lvskit run` does
     for start in range(0, count, _AT_ONCE):
-        flood(made, start, _AT_ONCE)
-        began = time.process_time()
-        while take():
-            pass
+        flood(made, range(start, min(start + _AT_ONCE, count)))
+        began, more = time.process_time(), True
+        while more:
+            more = take()
+            flush()
         spent += time.process_time() - began
     return count / spent
 
 
-def bridged(scheduler: str, count: int, placed: bool) -> float | None:
-    """Return connections per CPU second through a scheduler and the director's bookkeeping.
-
-    With `placed`, those that the program has placed by the scheduler's ring; None without one.
-    """
-    made = world(scheduler, count * 2)
-    if placed:
-        made.rings.update(server for each in made.director.services for server in each.servers)
-        made.bridge.watch()
-        if not made.rings.by_id:
-            return None
+def bridged(count: int, lru: bool, scheduler: str) -> float:
+    """Return connections per CPU second through a scheduler and the director's bookkeeping."""
+    made = world(scheduler, count, lru)
     rate = measured(made, count, made.bridge.read)
-    assert made.engine.reason(Reason.PLACED) == count * placed
     assert len(made.director.table) == count, len(made.director.table)
-    assert sum(1 for slots in made.bridge._slots.values() for _ in slots.known()) >= count * 0.999
+    assert not made.engine.reason(Reason.PLACED)
+    assert sum(1 for _ in made.slots.known()) >= count * 0.999
     return rate
 
 
-def bare(count: int) -> float:
+def placed(count: int) -> float:
+    """Return the same of connections that the program has placed by a scheduler's ring."""
+    made = world("rr", count * 2)  # a table that fills up takes the ring away
+    made.rings.update(server for each in made.director.services for server in each.servers)
+    made.bridge.watch()
+    rate = measured(made, count, made.bridge.read)
+    assert made.engine.reason(Reason.PLACED) == count
+    assert len(made.director.table) == count, len(made.director.table)
+    return rate
+
+
+def bare(count: int, lru: bool) -> float:
     """Return the same without a director."""
-    made = world("rr", count)
-    slots, sender = made.bridge._slots[4], FrameSender(made.engine.ifindex)
+    made = world("rr", count, lru)
+    slots, sender = made.slots, FrameSender(made.engine.ifindex)
     ring, head = made.ring, _HOP + _ETHERNET[12:] + bytes(20)
     numbers: dict[bytes, int] = {}
 
     def take() -> bool:
-        offsets = ring.offsets(256)
+        offsets = ring.offsets(_BATCH)
         for at in offsets:
             _, seen, one, other, key = MISS4.unpack_from(ring.memory, at)
             start = at + RECORD.size
@@ -154,39 +186,6 @@ def bare(count: int) -> float:
         ring.release()
         return bool(offsets)
 
-    return measured(made, count, take)
-
-
-def apart(measure: Callable[..., Any], *arguments: object) -> Any:
-    """Return a result from a process of its own, whose memory no other run has used."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
-        return pool.submit(measure, *arguments).result()
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=200_000, help="connections")
-    parser.add_argument("--schedulers", nargs="+", default=["wlc", "rr"])
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    arguments = parser.parse_args()
-    interface()
-    collector.settle()  # as `lvskit run` does
-    floor = apart(bare, arguments.count)
-    found = {}
-    for name, placed in itertools.product(arguments.schedulers, (False, True)):
-        rate = apart(bridged, name, arguments.count, placed)
-        if rate is not None:
-            row = f"{name}, in the kernel" if placed else name
-            found[row] = {"per_second": rate, "ratio": rate / floor}
-    if arguments.json:
-        print(json.dumps({"bare": floor, "servers": SERVERS, "schedulers": found}))
-        return
-    print(f"{'scheduler':>20} {'new connections/s':>18} {'ratio':>6}")
-    print(f"{'(no director)':>20} {floor:18,.0f} {1:6.2f}")
-    for name, row in found.items():
-        print(f"{name:>20} {row['per_second']:18,.0f} {row['ratio']:6.2f}")
-
-
-if __name__ == "__main__":
-    main()
+    rate = measured(made, count, take)
+    assert len(numbers) == count
+    return rate

@@ -104,6 +104,29 @@ int hit6(struct xdp_md *ctx)
 	return measured(ctx, any_flow(), 6, XDP_TX, sizeof(struct ipv4));
 }
 
+/* Over a cable: what forwards, the least that anything could do there, and the end of the way. The
+ * packets are a wrapper's. */
+u64 arrived;
+
+SEC("xdp")
+int forwards(struct xdp_md *ctx)
+{
+	return balance(ctx);
+}
+
+SEC("xdp")
+int reflects(struct xdp_md *ctx)
+{
+	return XDP_TX;
+}
+
+SEC("xdp")
+int swallows(struct xdp_md *ctx)
+{
+	arrived++;
+	return XDP_DROP;
+}
+
 /* New flows, one after another: the service has a ring, or has none. */
 SEC("xdp")
 int placed4(struct xdp_md *ctx)
