@@ -23,6 +23,7 @@ from lvskit.datapath.memory.stack import ACK, SYN
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 KNOWN = range(1_000_000, 1_000_100)  # clients whose connections are established
 MANY = 150_000
+OPENED = "misses", "placed"  # new connections: through Python, or by a ring in the program
 AT_ONCE = 5_000  # fewer than the ring has room for
 
 
@@ -106,11 +107,13 @@ def known_packets(watch: Watch) -> int:
     return sum(watch.seen[client].total() for client in KNOWN)
 
 
-@pytest.mark.parametrize("mode", ["native", "generic"])
-def test_what_is_not_taken_is_counted_and_succeeds_later(network, bpffs, mode):
+@pytest.mark.parametrize(
+    ("mode", "scheduler"), [("native", "wlc"), ("generic", "wlc"), ("native", "rr")]
+)
+def test_what_is_not_taken_is_counted_and_succeeds_later(network, bpffs, mode, scheduler):
     # A small ring, so that it overflows on every machine.
     options: dict[str, Any] = {"mode": mode, "ring": 1 << 20}
-    services = [service(scheduler="wlc")]
+    services = [service(scheduler=scheduler)]
     daemon = Daemon(network, bpffs / "pins", services, "--size", "524288", **options).ready()
     peers = [Peer(network) for _ in range(4)]
     with closing(Flood(network)) as flood:
@@ -123,13 +126,13 @@ def test_what_is_not_taken_is_counted_and_succeeds_later(network, bpffs, mode):
         came, wire = received(network.director) - came, dropped(network) - wire
         grown = {
             name: ledger(after, name) - ledger(before, name)
-            for name in ("misses", "ring_full", "forwarded", "entries", "slots_full", "not_framed")
+            for name in (*OPENED, "ring_full", "forwarded", "entries", "slots_full", "not_framed")
         }
         # Every packet is in one of the counts; some were about neighbours.
         counted = grown["misses"] + grown["ring_full"] + grown["forwarded"]
         assert counted <= came <= counted + 100
         assert grown["ring_full"] > 0
-        assert grown["entries"] == grown["misses"]
+        assert grown["entries"] == grown[OPENED[scheduler == "rr"]]
         assert grown["slots_full"] == grown["not_framed"] == 0
         # What the servers had: all of the known connections, and one packet of each other one.
         served = taken(daemon)
@@ -158,8 +161,9 @@ def test_what_is_not_taken_is_counted_and_succeeds_later(network, bpffs, mode):
         assert ledger(end, "ring_full") == ledger(after, "ring_full")
 
 
-def test_a_full_table_sheds_half_open_connections_alone(network, bpffs):
-    services, size = [service(scheduler="wlc")], 20_000
+@pytest.mark.parametrize("scheduler", ["wlc", "rr"])
+def test_a_full_table_sheds_half_open_connections_alone(network, bpffs, scheduler):
+    services, size = [service(scheduler=scheduler)], 20_000
     daemon = Daemon(network, bpffs / "pins", services, "--size", f"{size}").ready()
     peers = [Peer(network) for _ in range(4)]
     with closing(Flood(network)) as flood:
@@ -171,7 +175,7 @@ def test_a_full_table_sheds_half_open_connections_alone(network, bpffs):
             after = settled(daemon)
         wire = dropped(network) - wire
         assert after["entries"] == size
-        opened = ledger(after, "misses") - ledger(before, "misses")
+        opened = sum(ledger(after, name) - ledger(before, name) for name in OPENED)
         assert after["shed"] == before["entries"] + opened - size > 0
         assert after["refused"] == 0
         assert MANY // 10 - known_packets(watch) <= wire
@@ -183,9 +187,10 @@ def test_a_full_table_sheds_half_open_connections_alone(network, bpffs):
         assert states == {"ESTABLISHED": established, "SYN_RECV": size - established}
 
 
-def test_a_daemon_killed_in_a_flood(network, bpffs):
+@pytest.mark.parametrize("scheduler", ["wlc", "rr"])
+def test_a_daemon_killed_in_a_flood(network, bpffs, scheduler):
     """The next one goes on with what the former one had begun, and with what waits."""
-    services, size = [service(scheduler="wlc")], ("--size", "524288")
+    services, size = [service(scheduler=scheduler)], ("--size", "524288")
     daemon = Daemon(network, bpffs / "pins", services, *size).ready()
     peers = [Peer(network) for _ in range(4)]
     with closing(Flood(network)) as flood:
