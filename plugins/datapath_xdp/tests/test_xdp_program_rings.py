@@ -111,7 +111,8 @@ def test_a_new_connection_is_placed_and_told(world: Kernel, version: int, stream
     size = 4 if version == 4 else 16
     assert entry[0] == record.address[-size:]
     assert not any(record.address[:-size])
-    assert entry[1:] == (record.port, service, IN4, state, SlotFlag.PLACED, record.seen)
+    flags = SlotFlag.PLACED | SlotFlag.ONE
+    assert entry[1:] == (record.port, service, IN4, state, flags, record.seen)
     # The next packet finds it there.
     if stream:
         ack = raw((ip4() if version == 4 else ip6()) / tcp("A", sport=5000))

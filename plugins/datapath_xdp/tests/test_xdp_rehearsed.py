@@ -162,6 +162,17 @@ def test_defences_see_what_the_program_has_seen(town: Town) -> None:
     assert list(town.entries()) == ["1001", "1002"]
 
 
+def test_every_packet_counts_for_them_once(town: Town) -> None:
+    town.establish()  # placed by the program
+    for _ in range(5):
+        town.send("A")
+    town.world.setting("net.ipv4.vs.drop_entry", 3)
+    for _ in range(40):
+        town.wait(1)
+    (connection,) = town.world.director.table
+    assert connection.packets == 7
+
+
 def test_a_mark_makes_a_connection_another_service_s() -> None:
     town = Town({"dst": VIP, "proto": "tcp", "dports": [80], "mark": 5})
     try:

@@ -22,7 +22,6 @@ UNSEEN = {
 """As of the live datapath, which carries these."""
 PORTABLE = {
     "diff_pmtu_disc_former_method": "connections of a method that their server has no more",
-    "diff_trash_late": "a connection that has ended, and is opened again by the same ports",
     "diff_tunnel_type_edited": "GUE",
     "pkt_localnode_tunnel": "a service with a server on the director itself",
     "tcp_from_ESTABLISHED_secure3": "secure_tcp",

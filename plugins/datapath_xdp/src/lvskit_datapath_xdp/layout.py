@@ -174,10 +174,10 @@ class SlotFlag(IntFlag):
     TELL = 2
     """Python wants a STATE record of the next packet, and what was seen before it counts no more.
     Python sets it, or the program with a packet that it passes on; the program takes it off."""
-    ONE = 0x10
-    """The upper half counts the packets that the program has forwarded, up to `MANY`."""
+    ONE = 0x08
+    """From here on it counts the packets that the program has forwarded, up to `MANY`."""
     MANY = 0x80
-    """Eight, or more."""
+    """Sixteen, or more."""
 
 
 GOLDEN: Final = 0x9E3779B97F4A7C15
@@ -296,7 +296,7 @@ class Reason(IntEnum):
 
 # --- what user space alone reads and writes, for the next daemon ---
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Of all that is pinned: one more with every change of what is said in this file or of the
 constants of the program. A daemon adopts what has its own version."""
 

@@ -175,6 +175,7 @@ class Placed:
         if connection is not None:  # the program counts the packet itself
             connection.server.counters.inpkts -= 1
             connection.server.counters.inbytes -= len(packet)
+            connection.packets -= 1
         return connection
 
     def watch(self) -> None:

@@ -136,7 +136,7 @@ INLINE int unknown(struct xdp_md *ctx, const struct packet *packet, const struct
 	    refused(server, packet) >= 0)
 		goto hand_over;
 
-	union binding binding = { .entry = { .server = id, .flags = SLOT_PLACED } };
+	union binding binding = { .entry = { .server = id, .flags = SLOT_PLACED | SLOT_ONE } };
 
 	if (packet->protocol == TCP)
 		binding.entry.state = next_state(NO, packet->flags);

@@ -125,7 +125,7 @@ struct bucket6 {
 	struct slot6 slots[SLOTS_PER_BUCKET];
 };
 
-enum { SLOT_PLACED = 1, SLOT_TELL = 2, SLOT_ONE = 0x10, SLOT_MANY = 0x80 };
+enum { SLOT_PLACED = 1, SLOT_TELL = 2, SLOT_ONE = 0x08, SLOT_MANY = 0x80 };
 enum { KEY_FREE, KEY_BUSY };
 
 /* --- records --- */
