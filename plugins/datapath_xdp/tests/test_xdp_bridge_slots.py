@@ -54,6 +54,21 @@ def test_a_slot_has_what_the_layout_says(table):
     assert written(map_, number)[4] == 4
 
 
+def test_one_clients_connections_have_two_choices_each(table):
+    """Whatever differs: the last byte of an address, or that of a port, or the service."""
+    slots, map_ = table
+    slots._mask = 63
+    for differing in range(3):
+        apart = set()
+        for number in range(100):
+            last = [0, 0, 1]
+            last[differing] = number
+            address = client(map_)[:-1] + bytes((last[0],))
+            one, other = slots.buckets(slots.key(address, bytes((9, last[1])), last[2]))
+            apart.add(one ^ other)
+        assert len(apart) > 32
+
+
 def test_the_emptier_bucket_is_taken_and_a_full_one_passed_by(table):
     slots, map_ = table
     places = []

@@ -189,16 +189,17 @@ def hash4(client: int, seed: int, multiplier: int) -> int:
 
     A bucket is `hash >> 32 & mask4`, the other `hash & mask4`. A connection is in one of them.
     """
-    mixed = (client ^ seed) * multiplier & _MASK
+    mixed = client ^ seed
     mixed = (mixed ^ mixed >> 32) * GOLDEN & _MASK
-    return mixed ^ mixed >> 32
+    mixed = (mixed ^ mixed >> 32) * multiplier & _MASK
+    return mixed ^ mixed >> 29
 
 
 def hash6(high: int, low: int, client: int, seed: int, multiplier: int) -> int:
     """Return the same for a `SLOT6`: two u64 of the address, and the u32 behind them."""
     mixed = (high ^ seed) * multiplier & _MASK
     mixed = (mixed ^ mixed >> 32 ^ low) * multiplier & _MASK
-    return hash4(mixed ^ mixed >> 32 ^ client, seed, multiplier)
+    return hash4(mixed ^ client, seed, multiplier)
 
 
 # --- records ---

@@ -17,6 +17,7 @@ from lvskit_datapath_xdp.layout import SlotFlag
 from lvskit_datapath_xdp.loader import Map
 
 NO_PLACE: Final = -1
+_BUSY: Final = layout.BUSY
 _BUCKET: Final = layout.SLOTS_PER_BUCKET
 _AT_ONCE: Final = 1024
 
@@ -221,17 +222,27 @@ class Slots4(Slots):
     def insert(self, one: int, other: int, key: int, binding: int, seen: int) -> int:
         """Write a slot."""
         words, taken = self._words, self._taken
-        for bucket in (one, other) if taken[one] <= taken[other] else (other, one):
-            first = bucket * 8
-            for at in (first, first + 2, first + 4, first + 6):
-                if not words[at]:
-                    words[at] = layout.BUSY
-                    words[at + 1] = binding | seen << 32
-                    words[at] = key
-                    taken[bucket] += 1
-                    return at >> 1
-        self.unplaced += 1
-        return NO_PLACE
+        bucket = one if taken[one] <= taken[other] else other
+        at = bucket * 8 + taken[bucket] * 2  # as long as none has been given back
+        if taken[bucket] >= _BUCKET or words[at]:
+            at = self._search(bucket, one + other - bucket)
+            if at < 0:
+                self.unplaced += 1
+                return NO_PLACE
+            bucket = at >> 3
+        words[at] = _BUSY
+        words[at + 1] = binding | seen << 32
+        words[at] = key
+        taken[bucket] += 1
+        return at >> 1
+
+    def _search(self, *buckets: int) -> int:
+        """Return where the words of the first free slot are; less than 0 where there is none."""
+        for bucket in buckets:
+            for at in range(bucket * 8, bucket * 8 + 8, 2):
+                if not self._words[at]:
+                    return at
+        return -1
 
     def _hash(self, key: int) -> int:
         return layout.hash4(key, self._seed.seed, self._seed.multiplier)

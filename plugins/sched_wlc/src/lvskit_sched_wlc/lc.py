@@ -1,6 +1,6 @@
 """Least connection: the server with the fewest connections, whatever its weight.
 
-Source: Linux net/netfilter/ipvs/ip_vs_lc.c, by behaviour. `schedule` is O(log n); see
+Source: Linux net/netfilter/ipvs/ip_vs_lc.c, by behaviour. A change of a server is O(log n); see
 `LeastLoaded`.
 """
 

@@ -19,11 +19,11 @@ class LeastLoaded(SchedulerBase):
     over the square of the greatest weight: fractions that differ at all differ by that much, so
     they are told apart exactly, as Linux ip_vs_wlc.c does it by cross-multiplication.
 
-    The ranks are in a heap. One that has grown stays there until it comes to the top, where its
-    new rank takes its place; one that has become less is pushed besides.
+    The ranks are in a heap. One that grows on top sinks at once; elsewhere it stays until it comes
+    to the top, where its new rank takes its place; one that becomes less is pushed besides.
 
-    `schedule` is O(log n) for each server that has changed, O(n) after the list itself has, or a
-    weight has become the greatest.
+    A choice looks at the top, and each change of a server is O(log n); O(n) after the list itself
+    has changed, or a weight has become the greatest.
     """
 
     weighted = True
@@ -32,7 +32,6 @@ class LeastLoaded(SchedulerBase):
     def __init__(self, servers: Sequence[RealServer], options: Any = None) -> None:
         super().__init__(servers, options)
         self._places: dict[RealServer, int] = {}  # empty: the list has changed
-        self._changed: set[RealServer] = set()
         self._greatest = 0
         self._unit = 1  # the rank of a load of one for a weight of one
         self._ranks: list[int] = []  # by place; -1: not to be used
@@ -46,26 +45,10 @@ class LeastLoaded(SchedulerBase):
         """Return the least loaded server, or None where none may be used."""
         if not self._places:
             self._begin()
-        places, ranks, heap = self._places, self._ranks, self._heap
-        for server in self._changed:
-            place = places.get(server)
-            if place is None:  # it has left the list
-                continue
-            old = ranks[place]
-            ranks[place] = rank = self._rank(server, place)
-            if 0 <= old <= rank:
-                if heap[0] == old:
-                    heapreplace(heap, rank)
-            elif rank >= 0:
-                heappush(heap, rank)
-        self._changed.clear()
-        count = len(ranks)
-        if len(heap) > _SPARE * count:
-            heap[:] = [rank for rank in ranks if rank >= 0]
-            heapify(heap)
+        ranks, heap = self._ranks, self._heap
         while heap:
             least = heap[0]
-            place = least % count
+            place = least % len(ranks)
             rank = ranks[place]
             if rank == least:
                 return self.servers[place]
@@ -84,18 +67,30 @@ class LeastLoaded(SchedulerBase):
         self._places.clear()
 
     def server_updated(self, server: RealServer) -> None:
-        """Give it another rank at the next choice; begin anew where no weight was as great."""
+        """Give it another rank; begin anew at the next choice where no weight was as great."""
         if server.weight > self._greatest:
             self._places.clear()
-        self._changed.add(server)
+        self.load_changed(server)
 
     def load_changed(self, server: RealServer) -> None:
-        """Give it another rank at the next choice."""
-        self._changed.add(server)
+        """Give it another rank."""
+        place = self._places.get(server)
+        if place is None:  # of a list that has changed, or has been left
+            return
+        ranks, heap = self._ranks, self._heap
+        old, rank = ranks[place], self._rank(server, place)
+        ranks[place] = rank
+        if 0 <= old <= rank:
+            if heap[0] == old:
+                heapreplace(heap, rank)
+        elif rank >= 0:
+            heappush(heap, rank)
+            if len(heap) > _SPARE * len(ranks):
+                heap[:] = [rank for rank in ranks if rank >= 0]
+                heapify(heap)
 
     def _begin(self) -> None:
         self._places.update((server, place) for place, server in enumerate(self.servers))
-        self._changed.clear()
         self._greatest = max((server.weight for server in self.servers), default=0)
         self._unit = self._greatest**2 if self.weighted else 1
         self._ranks = [self._rank(server, place) for place, server in enumerate(self.servers)]

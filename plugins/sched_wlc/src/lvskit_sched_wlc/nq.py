@@ -1,6 +1,6 @@
 """Never queue: an idle server at once, else the shortest expected delay.
 
-Source: Linux net/netfilter/ipvs/ip_vs_nq.c, by behaviour. `schedule` is O(log n); see
+Source: Linux net/netfilter/ipvs/ip_vs_nq.c, by behaviour. A change of a server is O(log n); see
 `LeastLoaded`.
 """
 

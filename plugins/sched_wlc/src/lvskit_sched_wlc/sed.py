@@ -1,6 +1,6 @@
 """Shortest expected delay: the server that would serve one connection more the soonest.
 
-Source: Linux net/netfilter/ipvs/ip_vs_sed.c, by behaviour. `schedule` is O(log n); see
+Source: Linux net/netfilter/ipvs/ip_vs_sed.c, by behaviour. A change of a server is O(log n); see
 `LeastLoaded`.
 """
 

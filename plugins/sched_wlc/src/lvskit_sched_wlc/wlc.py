@@ -1,7 +1,7 @@
 """Weighted least connection: the server with the fewest connections for its weight.
 
 Source: Linux net/netfilter/ipvs/ip_vs_wlc.c and ip_vs.h (ip_vs_dest_conn_overhead), by behaviour.
-`schedule` is O(log n); see `LeastLoaded`.
+A change of a server is O(log n); see `LeastLoaded`.
 """
 
 from __future__ import annotations

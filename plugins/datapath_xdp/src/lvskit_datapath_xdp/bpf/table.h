@@ -32,10 +32,13 @@ struct place {
 
 INLINE u64 hash4(u64 client)
 {
-	u64 mixed = (client ^ hash_seed) * hash_multiplier;
+	u64 mixed = client ^ hash_seed;
 
+	/* A product's lower bits know nothing of its factors' upper ones, where the ports are; and two
+	 * shifts by the same, one after the other, would undo each other. */
 	mixed = (mixed ^ mixed >> 32) * 0x9e3779b97f4a7c15;
-	return mixed ^ mixed >> 32;
+	mixed = (mixed ^ mixed >> 32) * hash_multiplier;
+	return mixed ^ mixed >> 29;
 }
 
 INLINE u64 hash6(u64 high, u64 low, u64 client)
@@ -43,7 +46,7 @@ INLINE u64 hash6(u64 high, u64 low, u64 client)
 	u64 mixed = (high ^ hash_seed) * hash_multiplier;
 
 	mixed = (mixed ^ mixed >> 32 ^ low) * hash_multiplier;
-	return hash4(mixed ^ mixed >> 32 ^ client);
+	return hash4(mixed ^ client);
 }
 
 INLINE struct place place4(const struct packet *packet, u16 service)
