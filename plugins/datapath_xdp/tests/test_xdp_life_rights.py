@@ -53,19 +53,22 @@ def nobody(network) -> Iterator[Nobody]:
 
 
 def readable(place: Path) -> str:
-    """Return commands that let everybody read the Python that runs this, in a mount namespace."""
-    base = Path(sys.base_prefix)
-    closed = [each for each in reversed(base.parents) if not each.stat().st_mode & stat.S_IXOTH]
-    if not closed:
-        return ""
-    return f"""
-        mkdir {place}/python
-        mount --bind {base} {place}/python
-        mount -t tmpfs -o mode=755 tmpfs {closed[0]}
-        mkdir -p {base}
-        mount --move {place}/python {base}
-        rmdir {place}/python
+    """Return commands that let everybody read the Python that runs this, in a mount namespace.
+
+    Interpreters in root's home, and environments in a folder of root's own, are not for others.
     """
+    closed = {}
+    for kept in dict.fromkeys((Path(sys.base_prefix), Path(sys.prefix))):
+        above = [each for each in reversed(kept.parents) if not each.stat().st_mode & stat.S_IXOTH]
+        if above:
+            closed[kept] = above[0]
+    first, then = [], []
+    for number, kept in enumerate(closed):
+        aside = place / f"python{number}"
+        first.append(f"mkdir {aside}; mount --bind {kept} {aside}")
+        then.append(f"mkdir -p {kept}; mount --move {aside} {kept}; rmdir {aside}")
+    covers = [f"mount -t tmpfs -o mode=755 tmpfs {top}" for top in dict.fromkeys(closed.values())]
+    return "\n".join([*first, *covers, *then])
 
 
 def test_capabilities_are_enough_and_few_remain(network, nobody):
