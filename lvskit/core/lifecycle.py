@@ -111,11 +111,7 @@ class Lifecycle(Administration):
         transitions = client if inward else tables.output
         old, new = connection.state, transitions[connection.state][flags]
         connection.state = new
-        deadline = now + machine.timeouts[new]
-        if deadline < connection.deadline:
-            self._keep_until(connection, deadline)
-        else:
-            connection.deadline = deadline
+        self._keep_until(connection, now + machine.timeouts[new])
         if new == old:
             return
         active = new in tables.active

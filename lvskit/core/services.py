@@ -73,7 +73,7 @@ class ServiceTable:
         self.by_key[service.key] = service
         self.versions.add(service.key.version)
         if service.protocol == TCP and service.port:
-            self.plain[service.address + service.port.to_bytes(2, "big")] = service
+            self.plain[_destination(service)] = service
 
     def refuse_duplicate(self, key: ServiceKey) -> None:
         """Raise `ServiceExists` where `key` is taken."""
@@ -84,7 +84,7 @@ class ServiceTable:
         """Take a service out, whose servers have been detached."""
         del self.by_key[service.key]
         if service.protocol == TCP:
-            self.plain.pop(service.address + service.port.to_bytes(2, "big"), None)
+            self.plain.pop(_destination(service), None)
         self.versions = {key.version for key in self.by_key}
         self.retired += service.counters
 
@@ -124,3 +124,8 @@ class ServiceTable:
                 kept.append(server)
             self.trash = kept
             self.next_sweep = at + TRASH_S / 2 if kept else inf
+
+
+def _destination(service: VirtualService) -> bytes:
+    """Return a service's address and port as they lie in a packet."""
+    return service.address + service.port.to_bytes(2, "big")

@@ -18,7 +18,7 @@ from lvskit_datapath_xdp.loader import BpfObject, problems
 sys.path.append(str(Path(__file__).parent))
 
 from xdp_kernel import Kernel
-from xdp_network import Network, Running
+from xdp_network import Network, Running, built
 
 OBJECTS = Path(__file__).parent / "objects"
 NEWNET = 0x40000000  # CLONE_NEWNET of Linux include/uapi/linux/sched.h
@@ -113,12 +113,8 @@ def kernel(loaded_kernel: Kernel) -> Kernel:
 @pytest.fixture
 def network(bpf: None, tmp_path: Path) -> Iterator[Network]:
     """Client, director and two real servers, each a network namespace."""
-    for command in ("ip", "ethtool", "nsenter"):
-        if not shutil.which(command):
-            pytest.skip(f"needs the command `{command}`")
-    made = Network(tmp_path)
-    yield made
-    made.close()
+    with built(Network, tmp_path) as made:
+        yield made
 
 
 @pytest.fixture

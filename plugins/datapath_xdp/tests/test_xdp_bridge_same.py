@@ -23,7 +23,7 @@ def test_both_ways_are_one(scheduler: str, steps: list[Step]) -> None:
             assert fast.take(packet(step), now) == expected
             fast.servers.count()
             assert list(state(fast.director)) == list(state(alone))
-        fast.bridge.deadlines.keep(time.monotonic())
+        fast.bridge.deadlines.keep_all(time.monotonic())
         ends = {(c.protocol, c.key): c.deadline for c in alone.table}
         for connection in fast.director.table:
             assert ends[connection.protocol, connection.key] == pytest.approx(

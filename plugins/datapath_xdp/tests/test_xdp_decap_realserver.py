@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from xdp_network import (
     VIP,
     VIP6,
     Host,
+    built,
     until,
 )
 
@@ -42,12 +42,8 @@ SIZE = 30_000_000
 
 @pytest.fixture
 def network(bpf: None, tmp_path: Path) -> Iterator[DecapNetwork]:
-    for command in ("ip", "ethtool", "nsenter"):
-        if not shutil.which(command):
-            pytest.skip(f"needs the command `{command}`")
-    made = DecapNetwork(tmp_path, "--tunnel-mtu 1460")  # IPv4 in IPv6 fits too
-    yield made
-    made.close()
+    with built(DecapNetwork, tmp_path, "--tunnel-mtu 1460") as made:  # IPv4 in IPv6 fits too
+        yield made
 
 
 def snapshot(host: Host) -> list[str]:

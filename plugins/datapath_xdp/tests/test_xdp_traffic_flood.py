@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ from test_xdp_life_crash import Peer
 from xdp_daemon import Daemon, service
 from xdp_decap import DecapNetwork
 from xdp_flood import Flood, Watch, dropped, number, received
-from xdp_network import until
+from xdp_network import built, until
 
 from lvskit.datapath.memory.stack import ACK, SYN
 
@@ -29,12 +28,8 @@ AT_ONCE = 5_000  # fewer than the ring has room for
 
 @pytest.fixture
 def network(bpf: None, tmp_path: Path) -> Iterator[DecapNetwork]:
-    for command in ("ip", "ethtool", "nsenter", "tcpdump"):
-        if not shutil.which(command):
-            pytest.skip(f"needs the command `{command}`")
-    made = DecapNetwork(tmp_path)
-    yield made
-    made.close()
+    with built(DecapNetwork, tmp_path, needs=["tcpdump"]) as made:
+        yield made
 
 
 def mixed(flood: Flood, count: int) -> list[bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,19 +10,15 @@ import pytest
 from xdp_crowd import CROWD_PORT, counts, crowd
 from xdp_daemon import Daemon, service
 from xdp_decap import DecapNetwork
-from xdp_network import VIP, until
+from xdp_network import VIP, built, until
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
 def network(bpf: None, tmp_path: Path) -> Iterator[DecapNetwork]:
-    for command in ("ip", "ethtool", "nsenter"):
-        if not shutil.which(command):
-            pytest.skip(f"needs the command `{command}`")
-    made = DecapNetwork(tmp_path)
-    yield made
-    made.close()
+    with built(DecapNetwork, tmp_path) as made:
+        yield made
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,10 +19,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lvskit_datapath_xdp
+import pytest
 from lvskit_datapath_xdp.datapath import XdpDatapath
 from lvskit_datapath_xdp.loader import BpfObject
 
@@ -63,6 +66,20 @@ for vip in sys.argv[3:]:
     threading.Thread(target=Datagrams((vip, port), Echo).serve_forever, daemon=True).start()
 Server(("::", port), Handler).serve_forever()
 """
+
+
+N = TypeVar("N")
+
+
+@contextmanager
+def built(kind: Callable[..., N], *arguments: Any, needs: Sequence[str] = ()) -> Iterator[N]:
+    """Build a network, and take it down; a test skips without the commands that it `needs`."""
+    for command in ("ip", "ethtool", "nsenter", *needs):
+        if not shutil.which(command):
+            pytest.skip(f"needs the command `{command}`")
+    made = kind(*arguments)
+    yield made
+    made.close()
 
 
 class Host:

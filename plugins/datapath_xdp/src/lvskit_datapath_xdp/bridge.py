@@ -23,7 +23,7 @@ from lvskit_datapath_xdp.placed import Placed
 from lvskit_datapath_xdp.rings import Rings
 from lvskit_datapath_xdp.servers import Servers
 from lvskit_datapath_xdp.services import Services
-from lvskit_datapath_xdp.slots import Known, Slots
+from lvskit_datapath_xdp.slots import Known, Slots, slots_of
 from lvskit_datapath_xdp.timing import Deadlines
 
 _BATCH: Final = 256  # records to one turn of the event loop
@@ -90,18 +90,21 @@ class Bridge:
 
     def read(self) -> bool:
         """Handle what waits, up to a batch; True where there was a whole one."""
-        ring = self._ring
-        offsets = ring.offsets(_BATCH)
+        offsets = self._ring.offsets(_BATCH)
         if not offsets:
             return False
+        self._take(offsets)
+        self._rings.heed_room()
+        return len(offsets) == _BATCH
+
+    def _take(self, offsets: list[int]) -> None:
+        """Handle records, and give the program back the room of all that were looked at."""
         try:
             self._handle(offsets)
         finally:
-            ring.release()
+            self._ring.release()
             for sender in self._frames.values():
                 sender.flush()
-        self._rings.heed_room()
-        return len(offsets) == _BATCH
 
     def _handle(self, offsets: list[int]) -> None:
         """Handle records: decisions first, for all, then slots and frames.
@@ -217,12 +220,7 @@ class Bridge:
                 self.late += 1
             elif slot != NO_SLOT or protocol != TCP or not self._answered(at, version):
                 packets.append(at)
-        try:
-            self._handle(packets)
-        finally:
-            ring.release()
-            for sender in self._frames.values():
-                sender.flush()
+        self._take(packets)
 
     def _answered(self, at: int, version: int) -> bool:
         """Whether a record's packet has opened a connection that has moved on since."""
@@ -245,14 +243,13 @@ class Bridge:
         self._placed.watch()
 
     def _ended(self, connection: Known, reason: str) -> None:
-        self._slots[4 if len(connection.key) == 12 else 6].release(connection)
+        slots_of(connection, self._slots).release(connection)
 
     def _advanced(self, connection: Known, old: str, new: str) -> None:
         """Have the program go on from a state that a packet on the portable way has led to."""
-        slots = self._slots[4 if len(connection.key) == 12 else 6]
         number = connection.place
         if number is not None and not self._following:
-            slots.set_state(number, connection.state)
+            slots_of(connection, self._slots).set_state(number, connection.state)
 
     # --- what the program knows ---
 
@@ -270,7 +267,7 @@ class Bridge:
             connection: the connection.
             seen: when its last packet came.
         """
-        slots = self._slots[4 if len(connection.key) == 12 else 6]
+        slots = slots_of(connection, self._slots)
         entry = self._servers.entries.get(connection.server)
         service = self._services.ids.get(connection.server.service.key)
         if (
@@ -300,8 +297,7 @@ class Bridge:
                     continue
                 entry = self._servers.entries.get(server)
                 if entry is None or not entry.carried or connection.transmit != server.transmit:
-                    until = self.deadlines.until(connection, now)
-                    connection.deadline = max(connection.deadline, until)
+                    self.deadlines.keep(connection, now)
                     slots.release(connection)
                     services.add(server.service.key)
         return services

@@ -100,7 +100,7 @@ class XdpDatapath:
         if self._templates is not None:
             self._templates.flush()
         if deadlines:
-            self._bridge.deadlines.keep(self._clock())
+            self._bridge.deadlines.keep_all(self._clock())
 
     def losses(self) -> dict[str, int]:
         """Return packets lost on the way, and connections without a slot, by place."""

@@ -297,7 +297,7 @@ class Reason(IntEnum):
 
 # --- what user space alone reads and writes, for the next daemon ---
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Of all that is pinned: one more with every change of what is said in this file or of the
 constants of the program. A daemon adopts what has its own version."""
 

@@ -60,7 +60,7 @@ class Recorded(SchedulerBase):
     def __init__(self, service: Any) -> None:
         super().__init__(service.servers)
         self._service = service
-        self._own = service.scheduler
+        self._own: Any = None
         self.server: Any = None
         self.by_turn = self.asked = False
 

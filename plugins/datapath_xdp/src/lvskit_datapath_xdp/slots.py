@@ -8,7 +8,7 @@ in the same bucket within 0.1 µs, both lose it, and get others when the program
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from struct import Struct
 from typing import Any, Final, Protocol
 
@@ -20,9 +20,15 @@ NO_PLACE: Final = -1
 _BUSY: Final = layout.BUSY
 _BUCKET: Final = layout.SLOTS_PER_BUCKET
 _AT_ONCE: Final = 1024
+_KEY4: Final = 12  # bytes of an IPv4 connection's key: `Flow.key`
 
 Known = Any
 """A connection of the director, as the core has it."""
+
+
+def slots_of(connection: Known, slots: Mapping[int, Slots]) -> Slots:
+    """Return the slots, by IP version, that a connection belongs to."""
+    return slots[4 if len(connection.key) == _KEY4 else 6]
 
 
 class Seed(Protocol):
@@ -167,10 +173,6 @@ class Slots:
     def clear(self, number: int) -> None:
         """Free a slot in the program's memory."""
         raise NotImplementedError
-
-    def state(self, number: int) -> int:
-        """Return the state that the program has moved a connection to."""
-        return self._memory[number * self._size + self._state]
 
     def set_state(self, number: int, state: int) -> None:
         """Let the program go on from another state."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from lvskit import TCP, UDP, Defence, ServiceKey, Wheel
 from lvskit_datapath_xdp.clock import Clock
-from lvskit_datapath_xdp.slots import Slots
+from lvskit_datapath_xdp.slots import Slots, slots_of
 
 
 class Deadlines:
@@ -29,7 +29,7 @@ class Deadlines:
 
         It is 0 where it has no slot, or where that packet counts no more.
         """
-        slots = self._slots[4 if len(entry.key) == 12 else 6]
+        slots = slots_of(entry, self._slots)
         number = getattr(entry, "place", None)  # templates have none
         if number is None or slots.tells(number):
             return 0.0
@@ -37,18 +37,22 @@ class Deadlines:
         timeouts = machines[entry.protocol].timeouts
         return float(self._ticks.until(slots.seen(number), now) + timeouts[entry.state])
 
-    def keep(self, now: float) -> None:
-        """Move the deadlines of all connections to where the program's packets have moved them."""
+    def keep(self, connection: Any, now: float) -> None:
+        """Move a connection's deadline to where the program's packets have moved it."""
+        connection.deadline = max(connection.deadline, self.until(connection, now))
+
+    def keep_all(self, now: float) -> None:
+        """Do so with every connection."""
         for slots in self._slots.values():
             for connection in slots.known():
-                connection.deadline = max(connection.deadline, self.until(connection, now))
+                self.keep(connection, now)
 
     def freshen(self, entry: Any, now: float) -> None:
         """Have an entry show what the program has forwarded of it."""
-        slots = self._slots[4 if len(entry.key) == 12 else 6]
+        slots = slots_of(entry, self._slots)
         number = getattr(entry, "place", None)
         if number is not None:
-            entry.deadline = max(entry.deadline, self.until(entry, now))
+            self.keep(entry, now)
             entry.packets += slots.counted(number)
 
     def watch(self, services: Iterable[Any], served: Collection[ServiceKey], now: float) -> None:
@@ -68,7 +72,7 @@ class Deadlines:
         for slots in self._slots.values() if changed else ():
             for connection in slots.known():
                 if connection.server.service in changed:
-                    connection.deadline = max(connection.deadline, self.until(connection, now))
+                    self.keep(connection, now)
                     slots.tell(connection.place)
         self._machines, self._served = there, set(served)
 
