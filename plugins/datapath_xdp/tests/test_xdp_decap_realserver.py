@@ -52,7 +52,7 @@ def snapshot(host: Host) -> list[str]:
         host.run(command)
         for command in (
             "ip -d -o link show | sed 's/ state [A-Z]*//'",
-            "ip -o address show | sed 's/ tentative//'",
+            "ip -o address show",
             "ip rule; ip -6 rule; ip route show table all; ip -6 route show table all",
             "sysctl -a 2>/dev/null | grep -E 'rp_filter|arp_|forwarding' | sort",
         )

@@ -150,9 +150,11 @@ class Network:
                 ip link add port{number} type veth peer name eth0 netns {peer}
                 ip link set port{number} master br0 up
             """)
-            # A sum that is left to the card is never filled in on the way of XDP.
+            # A sum that is left to the card is never filled in on the way of XDP; an address that
+            # is looked for elsewhere first is there only some seconds later.
             host.run(f"""
                 ethtool -K eth0 tx off >&2
+                sysctl -qw net.ipv6.conf.eth0.accept_dad=0
                 ip link set eth0 up
                 ip address add {v4}/24 dev eth0
                 ip -6 address add {v6}/64 dev eth0 nodad
