@@ -179,7 +179,7 @@ def bare(count: int, lru: bool) -> float:
         for at in offsets:
             _, seen, one, other, key = MISS4.unpack_from(ring.memory, at)
             start = at + RECORD.size
-            packet = bytes(ring.memory[start : start + ring.halves[at + RECORD_LENGTH >> 1]])
+            packet = ring.memory[start : start + ring.halves[at + RECORD_LENGTH >> 1]]
             numbers[packet[12:24]] = slots.insert(one, other, key, 1, seen)
             sender.waiting.append(head + packet)
         sender.flush()

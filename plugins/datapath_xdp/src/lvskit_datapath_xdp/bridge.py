@@ -122,7 +122,7 @@ class Bridge:
                 self._heard(RECORD.unpack_from(memory, at), now)
                 continue
             start = at + size
-            packet = bytes(memory[start : start + halves[at + RECORD_LENGTH >> 1]])
+            packet = memory[start : start + halves[at + RECORD_LENGTH >> 1]]
             service = by_id.get(halves[at + RECORD_SERVICE >> 1]) if kind == _SYN else None
             verdict = receive(packet, now) if service is None else begin(service, packet, now)
             decided.append((at, packet, verdict))
@@ -226,7 +226,7 @@ class Bridge:
         """Whether a record's packet has opened a connection that has moved on since."""
         start, size = (12, 12) if version == 4 else (8, 36)  # Flow.key
         start += at + RECORD.size
-        connection = self._tables[0].get(bytes(self._ring.memory[start : start + size]))
+        connection = self._tables[0].get(self._ring.memory[start : start + size])
         return connection is not None and connection.state_name != "SYN_RECV"
 
     # --- what the director tells ---

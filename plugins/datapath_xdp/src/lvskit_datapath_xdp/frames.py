@@ -1,6 +1,6 @@
 """Send Ethernet frames in batches: AF_PACKET sockets and sendmmsg(2).
 
-The arrays that sendmmsg(2) takes are made once; a frame costs a copy and one number.
+The arrays that sendmmsg(2) takes are made once; a frame costs a copy and two numbers.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import ctypes
 import errno
 import socket
 import struct
+from array import array
+from itertools import accumulate
 from typing import Final
 
 from lvskit import DatapathError
@@ -59,25 +61,24 @@ class FrameSender:
         self._frames = bytearray(_BATCH * ROOM)
         self._pieces = bytearray(_BATCH * _PIECE.size)
         self._messages = bytearray(_BATCH * _MESSAGE.size)
-        self._start = _address(self._messages)
-        frames, pieces = _address(self._frames), _address(self._pieces)
+        self._start, self._first = _address(self._messages), _address(self._frames)
+        pieces = _address(self._pieces)
         for at in range(_BATCH):
-            _PIECE.pack_into(self._pieces, at * _PIECE.size, frames + at * ROOM, 0)
             piece = pieces + at * _PIECE.size
             _MESSAGE.pack_into(self._messages, at * _MESSAGE.size, 0, 0, piece, 1, 0, 0, 0, 0)
-        self._lengths = memoryview(self._pieces).cast("Q")
+        words = memoryview(self._pieces).cast("Q")
+        self._starts, self._sizes = words[::2], words[1::2]
 
     def flush(self) -> None:
         """Send what waits, without waiting for room: what finds none is lost, as on any wire."""
-        frames, lengths = self._frames, self._lengths
         for first in range(0, len(self.waiting), _BATCH):
             batch = self.waiting[first : first + _BATCH]
-            for number, frame in enumerate(batch):
-                at = number * ROOM
-                size = len(frame)
-                frames[at : at + size] = frame
-                lengths[2 * number + 1] = size
-            self._send(len(batch))
+            count, frames = len(batch), b"".join(batch)
+            sizes = array("Q", map(len, batch))
+            self._frames[: len(frames)] = frames
+            self._starts[:count] = array("Q", accumulate(sizes[:-1], initial=self._first))
+            self._sizes[:count] = sizes
+            self._send(count)
         self.waiting.clear()
 
     def _send(self, count: int) -> None:

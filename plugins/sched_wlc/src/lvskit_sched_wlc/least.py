@@ -22,8 +22,8 @@ class LeastLoaded(SchedulerBase):
     The ranks are in a heap. One that grows on top sinks at once; elsewhere it stays until it comes
     to the top, where its new rank takes its place; one that becomes less is pushed besides.
 
-    A choice looks at the top, and each change of a server is O(log n); O(n) after the list itself
-    has changed, or a weight has become the greatest.
+    A choice looks at the top, and each change of a server is O(log n); O(n log n) after the list
+    itself has changed, or a weight has become the greatest.
     """
 
     weighted = True
@@ -78,7 +78,12 @@ class LeastLoaded(SchedulerBase):
         if place is None:  # of a list that has changed, or has been left
             return
         ranks, heap = self._ranks, self._heap
-        old, rank = ranks[place], self._rank(server, place)
+        old, rank = ranks[place], -1
+        if server.weight > 0 and not server.overloaded:
+            rank = self.load(server) * self._unit
+            if self.weighted:
+                rank //= server.weight
+            rank = rank * len(ranks) + place
         ranks[place] = rank
         if 0 <= old <= rank:
             if heap[0] == old:
@@ -93,14 +98,7 @@ class LeastLoaded(SchedulerBase):
         self._places.update((server, place) for place, server in enumerate(self.servers))
         self._greatest = max((server.weight for server in self.servers), default=0)
         self._unit = self._greatest**2 if self.weighted else 1
-        self._ranks = [self._rank(server, place) for place, server in enumerate(self.servers)]
-        self._heap = [rank for rank in self._ranks if rank >= 0]
-        heapify(self._heap)
-
-    def _rank(self, server: RealServer, place: int) -> int:
-        if server.weight <= 0 or server.overloaded:
-            return -1
-        load = self.load(server) * self._unit
-        if self.weighted:
-            load //= server.weight
-        return load * len(self.servers) + place
+        self._ranks = [-1] * len(self.servers)
+        self._heap = []
+        for server in self.servers:
+            self.load_changed(server)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from typing import Final
 
@@ -28,8 +29,8 @@ class RingBuffer:
     result, and so the places of records are computed from their lengths' words here.
 
     Attributes:
-        memory: all of it, twice, read-only; what `offsets` counts in; halves: the same as numbers
-            of 16 bits.
+        memory: all of it, twice, read-only, behind a page of the kernel's; what `offsets` counts
+            in. A slice is a copy. halves: the same as numbers of 16 bits.
     """
 
     def __init__(self, map_: Map) -> None:
@@ -40,14 +41,14 @@ class RingBuffer:
         page = mmap.PAGESIZE
         # Linux kernel/bpf/ringbuf.c ringbuf_map_mmap_kern: the reader's position alone is writable.
         mine = mmap.mmap(map_.fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        theirs = mmap.mmap(
+        self.memory = mmap.mmap(
             map_.fd, page + 2 * self.size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page
         )
         self._read = memoryview(mine)[:8].cast("Q")
-        self._written = memoryview(theirs)[:8].cast("Q")
-        self.memory = memoryview(theirs)[page:]
-        self.halves = self.memory.cast("H")
-        self._words = self.memory.cast("I")
+        self._bytes = memoryview(self.memory)
+        self._written = self._bytes[:8].cast("Q")
+        self.halves = self._bytes.cast("H")
+        self._words = self._bytes.cast("I")
         self._position = self._read[0]  # up to here, records were given out
 
     def fileno(self) -> int:
@@ -61,10 +62,10 @@ class RingBuffer:
         until `release`. This is the quickest way, for records that are unpacked in place.
         """
         found: list[int] = []
-        words, mask = self._words, self.size - 1
+        words, mask, start = self._words, self.size - 1, mmap.PAGESIZE
         position, written = self._position, self._written[0]
         while position < written and limit:
-            at = position & mask
+            at = start + (position & mask)
             word = words[at >> 2]
             if word <= _LENGTH:
                 # No flag is set, so this adds nothing; see above, order of memory.
@@ -78,8 +79,8 @@ class RingBuffer:
 
     def read(self, limit: int = 1 << 30) -> list[memoryview]:
         """Return the contents of the next records; else as `offsets`."""
-        memory, words = self.memory, self._words
-        return [memory[at : at + words[(at - _HEADER_SIZE) >> 2]] for at in self.offsets(limit)]
+        content, words = self._bytes, self._words
+        return [content[at : at + words[(at - _HEADER_SIZE) >> 2]] for at in self.offsets(limit)]
 
     @property
     def waiting(self) -> int:
@@ -91,6 +92,8 @@ class RingBuffer:
         self._read[0] = self._position
 
     def close(self) -> None:
-        """Unmap it, once the last record that was read is let go of; the map stays open."""
-        for view in (self._read, self._written, self._words, self.halves, self.memory):
+        """Unmap it, once what was read is let go of; the map stays open."""
+        for view in (self._read, self._written, self._words, self.halves, self._bytes):
             view.release()
+        with contextlib.suppress(BufferError):  # somebody has a record yet
+            self.memory.close()
