@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -169,8 +169,12 @@ class Network:
             passing = BpfObject.read(_OBJECT).load()
             port = socket.if_nametoindex("port1")
             self.held += [passing, passing.programs["lvskit"].attach(port, "native")]
-        for host in self.servers:
-            self._serve(host)
+        self._each(self._serve)
+
+    def _each(self, work: Callable[[Host], object]) -> None:
+        """Do something with all servers at the same time."""
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(work, self.servers))
 
     def _serve(self, host: Host) -> None:
         host.run(f"{self._realserver(host)} up --vip {VIP} --vip {VIP6} >&2")
@@ -192,8 +196,7 @@ class Network:
     def close(self) -> None:
         for held in reversed(self.held):
             held.close()
-        for host in self.servers:
-            host.run(f"{self._realserver(host)} down >&2")
+        self._each(lambda host: host.run(f"{self._realserver(host)} down >&2"))
         for host in (*self.servers, self.client, self.director, self.switch):
             host.close()
 

@@ -114,6 +114,32 @@ def test_nq_takes_an_idle_server_whatever_its_weight() -> None:
     assert pool_of(NeverQueue, (2, 1, 0), (3, 2, 0)).pick() == 1  # equal: (1 + 1) / 2, (2 + 1) / 3
 
 
+def test_fractions_that_differ_by_the_least_are_told_apart() -> None:
+    assert pool_of(WeightedLeastConnection, (100, 0, 1), (99, 0, 1)).pick() == 0
+    assert pool_of(WeightedLeastConnection, (99, 0, 1), (100, 0, 1)).pick() == 1
+
+
+def test_nq_counts_the_connection_to_come_once() -> None:
+    assert pool_of(NeverQueue, (2, 3, 0), (1, 1, 0)).pick() == 1  # equal: (3 + 1) / 2, (1 + 1) / 1
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0].__name__)
+def test_connections_that_come_and_go_leave_nothing_behind(pair: tuple[Any, Any]) -> None:
+    pool = Pool(*pair)
+    (scheduler, _) = pool.schedulers
+    for _ in range(3):
+        pool.add(1)
+    pool.pick()
+    for idle in (0, 1, 2):  # the least rank there is, beside others that come and go
+        for count in range(40, 0, -1):
+            for place in {0, 1, 2} - {idle}:
+                pool.load(place, count, count)
+                assert len(scheduler._heap) <= 4 * len(pool.servers)
+            assert pool.pick() == 2 - idle
+        for place in {0, 1, 2} - {idle}:
+            pool.load(place, 0, 0)
+
+
 @pytest.mark.parametrize("factory", [pair[0] for pair in PAIRS])
 def test_only_servers_that_change_are_weighed(
     factory: Any, monkeypatch: pytest.MonkeyPatch

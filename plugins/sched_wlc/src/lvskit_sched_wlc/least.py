@@ -32,10 +32,7 @@ class LeastLoaded(SchedulerBase):
     def __init__(self, servers: Sequence[RealServer], options: Any = None) -> None:
         super().__init__(servers, options)
         self._places: dict[RealServer, int] = {}  # empty: the list has changed
-        self._greatest = 0
-        self._unit = 1  # the rank of a load of one for a weight of one
-        self._ranks: list[int] = []  # by place; -1: not to be used
-        self._heap: list[int] = []
+        self._begin()
 
     def load(self, server: RealServer) -> int:
         """Return how busy a server is."""
@@ -97,8 +94,8 @@ class LeastLoaded(SchedulerBase):
     def _begin(self) -> None:
         self._places.update((server, place) for place, server in enumerate(self.servers))
         self._greatest = max((server.weight for server in self.servers), default=0)
-        self._unit = self._greatest**2 if self.weighted else 1
-        self._ranks = [-1] * len(self.servers)
-        self._heap = []
+        self._unit = self._greatest**2  # the rank of a load of one for a weight of one
+        self._ranks = [-1] * len(self.servers)  # by place; less than 0: not to be used
+        self._heap: list[int] = []
         for server in self.servers:
             self.load_changed(server)
