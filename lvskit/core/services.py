@@ -97,6 +97,7 @@ class ServiceTable:
 
     def discard(self, server: RealServer, now: float) -> None:
         """Remember a detached server: while connections refer to it, and for a while after."""
+        self.sweep(now)
         if not self.trash:
             self.next_sweep = now + TRASH_S / 2
         self.trash.append(server)
@@ -112,8 +113,7 @@ class ServiceTable:
 
     def sweep(self, now: float) -> None:
         """Forget servers that nothing has referred to for long enough; run every half period."""
-        while now >= self.next_sweep:
-            at = self.next_sweep
+        while now >= (at := self.next_sweep):
             kept = []
             for server in self.trash:
                 if not server.referenced:

@@ -8,7 +8,7 @@ from director_world import LOCAL_ROUTE, ONE, TWO, VIP, WEB, World, address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvskit import TCP, UDP, Reason, ServerSettings, ServiceKey
+from lvskit import TCP, UDP, Reason, ServerSettings, ServiceKey, Transmit
 from lvskit.testing import packets
 
 CLIENT = "10.0.0.7"
@@ -114,3 +114,11 @@ def test_what_comes_of_no_server_and_of_a_plugin_that_fails() -> None:
     made = idle.director.open(service, packets.tcp(CLIENT, 1, VIP, 80)[12:24], 0.0)
     assert made is not None
     assert made.reason is Reason.NO_SERVER  # type: ignore[union-attr]
+
+
+def test_the_first_packet_of_a_plain_connection_goes_the_quick_way() -> None:
+    world = made("rr", {}, local=False)
+    world.director._receive_any = None  # type: ignore[assignment, method-assign]
+    verdict = world.director.receive(packets.tcp(CLIENT, 1024, VIP, 80, "S"), 0.0)
+    assert isinstance(verdict, Transmit)
+    assert len(world.connections) == 1

@@ -250,6 +250,14 @@ def test_marks_of_the_two_ip_versions_are_two_services() -> None:
     assert claims(world, packets.tcp(CLIENT6, 1, VIP6, 80), mark=7) == "6"
 
 
+def test_a_packet_has_no_mark_unless_the_datapath_names_one() -> None:
+    world = World()
+    world.serve(ServiceKey.mark(1), ONE)
+    packet = packets.tcp(CLIENT, 1, VIP, 80)
+    assert world.director.receive(packet, 0.0) == NOT_OURS
+    assert isinstance(world.director.receive(packet, 0.0, 1), Transmit)
+
+
 def test_servers_of_a_fwmark_service_may_have_a_port_and_keep_the_clients_otherwise() -> None:
     world = World()
     world.serve(ServiceKey.mark(7), ONE)
@@ -407,6 +415,17 @@ def test_one_sweep_is_for_all_that_is_remembered() -> None:
     world.director.expire(181.0)
     for address_ in (ONE, TWO):
         assert world.director.add_server(WEB, address_, None, SERVER) not in servers
+
+
+def test_what_is_forgotten_takes_nothing_else_along() -> None:
+    world = World()
+    service = world.serve(WEB, ONE, TWO)
+    two, one = service.servers
+    world.director.remove_server(WEB, ONE, None, 0.0)
+    world.director.remove_server(WEB, TWO, None, 100.0)
+    world.director.expire(181.0)
+    assert world.director.add_server(WEB, TWO, None, SERVER) is two
+    assert world.director.add_server(WEB, ONE, None, SERVER) is not one
 
 
 def test_the_sweep_goes_on_as_long_as_something_is_remembered() -> None:
@@ -763,6 +782,14 @@ def test_what_is_refused_names_the_facts() -> None:
         world.director.edit_service(WEB, ServiceSettings(scheduler="rr", options={"seed": 1}))
     with pytest.raises(ConfigError, match=r"'tunnel' of 192\.168\.1\.12:80: unknown option 'x'"):
         world.director.add_server(WEB, TWO, None, ServerSettings(options={"x": 1}))
+    with pytest.raises(OutOfRange, match=r"weight -1 of 192\.168\.1\.12:80"):
+        world.director.add_server(WEB, TWO, None, ServerSettings(weight=-1))
+    with pytest.raises(OutOfRange, match=r"weight -1 of 192\.168\.1\.11:80"):
+        world.director.edit_server(WEB, ONE, None, ServerSettings(weight=-1))
+    world.director.add_server(WEB, TWO, None, SERVER)
+    there = r"there are: 192\.168\.1\.12:80, 192\.168\.1\.11:80$"
+    with pytest.raises(ServerNotFound, match=there):
+        world.director.remove_server(WEB, HERE, None, 0.0)
 
 
 def test_an_edit_keeps_the_scheduler_unless_it_is_about_the_scheduler() -> None:

@@ -122,6 +122,16 @@ def test_ipv6_of_scapy_with_extension_headers(
         assert parse(raw[:end]) is None
 
 
+def test_a_header_alone_is_a_packet_without_ports() -> None:
+    for packet, protocol in (
+        (packets.ip("::1", "::2", 59, b""), 59),
+        (packets.ip("10.0.0.1", "10.0.0.2", 61, b""), 61),
+    ):
+        parsed = parse(packet)
+        assert parsed is not None
+        assert (parsed.protocol, parsed.length, parsed.key) == (protocol, len(packet), b"")
+
+
 def ah(units: int, following: int) -> bytes:
     """Return an authentication header: its length counts 4-byte units, less two."""
     return bytes((following, units)) + bytes((units + 2) * 4 - 2)

@@ -438,3 +438,18 @@ def test_once_the_newer_has_ended_the_older_has_them_again() -> None:
     world.director.expire(10.0)
     assert [c.flow.vaddr for c in world.connections] == [address(VIP)]
     assert ends(answer(world, now=10.0))[:2] == (address(VIP), 80)
+
+
+def test_a_connection_made_without_a_route_goes_on_once_there_is_one() -> None:
+    """Its server was away, and is back: the forwarder is asked about that very connection."""
+    world = World()
+    world.routes[ONE] = None
+    world.serve(WEB, ONE, method="masq")
+    assert not isinstance(world.tcp(), Transmit)
+    world.director.remove_server(WEB, ONE, None, 0.0)
+    world.routes[ONE] = ROUTE
+    world.director.add_server(WEB, ONE, None, ServerSettings(method="masq"))
+    verdict = world.tcp(now=1.0)
+    assert isinstance(verdict, Transmit)
+    assert verdict.packet[16:20] == ONE
+    assert world.faults == []
