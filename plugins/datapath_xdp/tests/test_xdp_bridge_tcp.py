@@ -194,7 +194,7 @@ def test_a_local_server_is_served_the_portable_way(network, direct):
         "python3", "-c", f"import socket; s = socket.create_server(('{VIP}', {PORT}))\n"
         "while True: s.accept()[0].sendall(b'director\\n')",
     )  # fmt: skip
-    time.sleep(0.3)
+    until(lambda: f"{VIP}:{PORT}" in network.director.run("ss -Hltn"))
     assert {ask(network.connect()) for _ in range(2)} == {"server0", "director"}
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-from xdp_network import _BIN, _SERVER, PORT, VIP, VIP6, Host, Network
+from xdp_network import _BIN, VIP, VIP6, Host, Network
 
 BPFFS = "/sys/fs/bpf"
 
@@ -61,7 +60,7 @@ class DecapNetwork(Network):
 
     def _serve(self, host: Host) -> None:
         self.realserver(host, f"up {self.options} --vip {VIP} --vip {VIP6}")
-        host.start(sys.executable, "-c", _SERVER, host.name, str(PORT), f"::ffff:{VIP}", VIP6)
+        self._answer(host)
 
     def _realserver(self, host: Host) -> str:
         runtime = f"LVSKIT_RUNTIME_DIR={self.place / host.name}"

@@ -64,7 +64,9 @@ class Datagrams(socketserver.ThreadingUDPServer):
 import threading
 for vip in sys.argv[3:]:
     threading.Thread(target=Datagrams((vip, port), Echo).serve_forever, daemon=True).start()
-Server(("::", port), Handler).serve_forever()
+server = Server(("::", port), Handler)
+print("ready", flush=True)
+server.serve_forever()
 """
 
 
@@ -178,7 +180,15 @@ class Network:
 
     def _serve(self, host: Host) -> None:
         host.run(f"{self._realserver(host)} up --vip {VIP} --vip {VIP6} >&2")
-        host.start(sys.executable, "-c", _SERVER, host.name, str(PORT), f"::ffff:{VIP}", VIP6)
+        self._answer(host)
+
+    def _answer(self, host: Host) -> None:
+        """Start what answers clients, and wait until it does."""
+        words = ("-c", _SERVER, host.name, str(PORT), f"::ffff:{VIP}", VIP6)
+        started = host.start(sys.executable, *words, stdout=subprocess.PIPE)
+        assert started.stdout is not None
+        with started.stdout as said:
+            assert said.readline() == "ready\n"
 
     def _realserver(self, host: Host) -> str:
         return f"LVSKIT_RUNTIME_DIR={self.place / host.name} {_BIN}/lvskit realserver"
