@@ -97,7 +97,6 @@ class ServiceTable:
 
     def discard(self, server: RealServer, now: float) -> None:
         """Remember a detached server: while connections refer to it, and for a while after."""
-        self.sweep(now)
         if not self.trash:
             self.next_sweep = now + TRASH_S / 2
         self.trash.append(server)

@@ -417,11 +417,25 @@ def test_one_sweep_is_for_all_that_is_remembered() -> None:
         assert world.director.add_server(WEB, address_, None, SERVER) not in servers
 
 
+def test_the_idle_time_of_a_removed_server_begins_as_its_last_connection_ends() -> None:
+    """However late anybody asks, and whatever else is removed meanwhile."""
+    world = World()
+    service = world.serve(WEB, ONE, TWO)
+    world.send("S")
+    (server,) = (each for each in service.servers if each.activeconns)
+    (other,) = (each for each in service.servers if each is not server)
+    world.director.remove_server(WEB, server.address, None, 0.0)  # it was referred to until 60
+    world.director.remove_server(WEB, other.address, None, 250.0)
+    world.director.expire(251.0)
+    assert world.director.add_server(WEB, server.address, None, SERVER) is not server
+
+
 def test_what_is_forgotten_takes_nothing_else_along() -> None:
     world = World()
     service = world.serve(WEB, ONE, TWO)
     two, one = service.servers
     world.director.remove_server(WEB, ONE, None, 0.0)
+    world.director.expire(100.0)
     world.director.remove_server(WEB, TWO, None, 100.0)
     world.director.expire(181.0)
     assert world.director.add_server(WEB, TWO, None, SERVER) is two

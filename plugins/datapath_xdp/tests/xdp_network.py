@@ -159,11 +159,11 @@ class Network:
                 sysctl -qw net.ipv6.conf.eth0.accept_dad=0
                 ip link set eth0 up
                 ip address add {v4}/24 dev eth0
-                ip -6 address add {v6}/64 dev eth0 nodad
+                ip -6 address add {v6}/64 dev eth0
             """)
         self.director.run(f"""
             ip address add {VIP}/32 dev eth0
-            ip -6 address add {VIP6}/128 dev eth0 nodad
+            ip -6 address add {VIP6}/128 dev eth0
         """)
         # What XDP sends natively into a veth gets through only where the other end has a program
         # too; this one passes everything, as it knows no service.
